@@ -1,0 +1,1 @@
+"""The torch-free side of Tunesmith: HTTP API, use cases, database, storage and command line."""

@@ -1,0 +1,146 @@
+"""Routes of files."""
+
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
+from fastapi.responses import StreamingResponse
+
+from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep
+from app.api.schemas.common import errors
+from app.api.schemas.files import DeletedFile, FileList, OpenAIFile
+from app.db.repositories import files as rows
+from app.domain.errors import InvalidInput
+from app.services import files
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+_FORM_FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
+
+
+async def _only_known_fields(request: Request) -> None:
+    for field in await request.form():
+        if field not in _FORM_FIELDS:
+            raise InvalidInput(
+                f"Unknown field {field!r}: nothing by this name is supported.",
+                param=field,
+                code="unknown_field",
+            )
+
+
+@router.post(
+    "",
+    operation_id="createFile",
+    summary="Upload a dataset",
+    responses=errors(400, 413, 503),
+    dependencies=[Depends(_only_known_fields)],
+)
+def create_file(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    file: Annotated[UploadFile, Form(description="JSON lines, one record a line, in UTF-8.")],
+    purpose: Annotated[str, Form(description="`fine-tune`.", examples=["fine-tune"])],
+    expires_after_anchor: Annotated[
+        Literal["created_at"] | None, Form(alias="expires_after[anchor]")
+    ] = None,
+    expires_after_seconds: Annotated[
+        int | None, Form(alias="expires_after[seconds]", ge=3_600, le=2_592_000)
+    ] = None,
+) -> OpenAIFile:
+    """Check a dataset line by line and store it. What is wrong with it is told here, not later."""
+    files.check_purpose(purpose)
+    stored = files.store(
+        resources.storage,
+        file.file,
+        project_id=principal.project_id,
+        purpose=purpose,
+        filename=PurePath(file.filename or "upload.jsonl").name[:255],
+        max_bytes=resources.settings.max_upload_bytes,
+        expires_after_seconds=expires_after_seconds,
+    )
+    with resources.database.write() as connection:
+        return OpenAIFile.of(rows.add(connection, stored))
+
+
+@router.get("", operation_id="listFiles", summary="List files", responses=errors(400))
+def list_files(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    purpose: Annotated[str | None, Query(description="Only files of this purpose.")] = None,
+    after: AfterQuery = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> FileList:
+    with resources.database.read() as connection:
+        page = rows.list_page(
+            connection,
+            principal.project_id,
+            purpose=purpose,
+            after=after,
+            limit=limit,
+            order=order,
+        )
+    return FileList(
+        data=[OpenAIFile.of(file) for file in page.items],
+        first_id=page.items[0].id if page.items else None,
+        last_id=page.items[-1].id if page.items else None,
+        has_more=page.has_more,
+    )
+
+
+@router.get(
+    "/{file_id}",
+    operation_id="retrieveFile",
+    summary="Retrieve a file",
+    responses=errors(404),
+)
+def retrieve_file(resources: ResourcesDep, principal: PrincipalDep, file_id: str) -> OpenAIFile:
+    with resources.database.read() as connection:
+        return OpenAIFile.of(rows.get(connection, principal.project_id, file_id, param="file_id"))
+
+
+@router.get(
+    "/{file_id}/content",
+    operation_id="downloadFile",
+    summary="Download a file's content",
+    response_class=StreamingResponse,
+    responses={
+        **errors(404),
+        200: {
+            "description": "The content, byte for byte.",
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+        },
+    },
+)
+def download_file(
+    resources: ResourcesDep, principal: PrincipalDep, file_id: str
+) -> StreamingResponse:
+    with resources.database.read() as connection:
+        file = rows.get(connection, principal.project_id, file_id, param="file_id")
+    content: Iterator[bytes] = files.read(resources.storage, file)
+    return StreamingResponse(
+        content,
+        media_type="application/octet-stream",
+        headers={
+            "Content-Length": str(file.bytes),
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename)}",
+        },
+    )
+
+
+@router.delete(
+    "/{file_id}",
+    operation_id="deleteFile",
+    summary="Delete a file",
+    responses=errors(400, 404),
+)
+def delete_file(resources: ResourcesDep, principal: PrincipalDep, file_id: str) -> DeletedFile:
+    """Delete a file that no unfinished job reads."""
+    with resources.database.write() as connection:
+        file = files.remove(connection, principal.project_id, file_id)
+    resources.storage.delete(file.storage_key)
+    return DeletedFile(id=file.id)

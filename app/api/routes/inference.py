@@ -1,0 +1,107 @@
+"""Routes that answer: chat completions and completions, by base models and fine-tuned ones."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from app.api.deps import PrincipalDep, ResourcesDep
+from app.api.schemas.common import errors
+from app.api.schemas.inference import (
+    EXAMPLE_CHAT,
+    EXAMPLE_COMPLETION,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CreateChatCompletionRequest,
+    CreateCompletionRequest,
+)
+from app.api.streaming import ClientGone, event_stream, unless_gone
+from app.inference import AdapterFiles
+from app.inference.port import Route
+from app.resources import Resources
+from app.services import models
+
+router = APIRouter(prefix="/v1", tags=["Inference"])
+
+# The status that a log shows for a request whose client went away; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
+
+
+def _responses(streamed: type[Any]) -> dict[int | str, dict[str, Any]]:
+    return {
+        **errors(400, 404, 429, 503),
+        200: {
+            "description": "The answer; with `stream` its pieces, as server-sent events.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {
+                        "type": "string",
+                        "description": f"`data: <{streamed.__name__}>` lines, then `data: [DONE]`.",
+                    }
+                }
+            },
+        },
+    }
+
+
+@router.post(
+    "/chat/completions",
+    operation_id="createChatCompletion",
+    summary="Answer a conversation",
+    response_model=ChatCompletion,
+    responses=_responses(ChatCompletionChunk),
+)
+async def create_chat_completion(
+    request: Request,
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    body: Annotated[CreateChatCompletionRequest, Body(examples=[EXAMPLE_CHAT])],
+) -> Response:
+    """Answer with a base model, or with a fine-tuned one from the moment its job succeeded."""
+    return await _answer(request, resources, principal.project_id, "/v1/chat/completions", body)
+
+
+@router.post(
+    "/completions",
+    operation_id="createCompletion",
+    summary="Continue a text",
+    response_model=Completion,
+    responses=_responses(Completion),
+)
+async def create_completion(
+    request: Request,
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    body: Annotated[CreateCompletionRequest, Body(examples=[EXAMPLE_COMPLETION])],
+) -> Response:
+    """Continue a text, without any chat template."""
+    return await _answer(request, resources, principal.project_id, "/v1/completions", body)
+
+
+async def _answer(
+    request: Request,
+    resources: Resources,
+    project_id: str,
+    route: Route,
+    body: CreateChatCompletionRequest | CreateCompletionRequest,
+) -> Response:
+    adapter = await run_in_threadpool(_adapter, resources, project_id, body.model)
+    wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    engine = resources.engine
+    if body.stream:
+        return event_stream(await engine.stream(route, wire, adapter))
+    try:
+        return JSONResponse(await unless_gone(request, engine.complete(route, wire, adapter)))
+    except ClientGone:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _adapter(resources: Resources, project_id: str, name: str) -> AdapterFiles | None:
+    """Return the files of a fine-tuned model, None for a base model. Raises: NotFound."""
+    with resources.database.read() as connection:
+        found = models.find(connection, resources.catalogue, project_id, name)
+    if found.adapter is None:
+        return None
+    return AdapterFiles(name, resources.storage.directory(found.adapter.storage_prefix))

@@ -1,0 +1,170 @@
+"""Routes of fine-tuning jobs, their events and their checkpoints."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
+from app.api.schemas.common import errors
+from app.api.schemas.jobs import (
+    CreateFineTuningJobRequest,
+    FineTuningJob,
+    FineTuningJobCheckpoint,
+    FineTuningJobCheckpointList,
+    FineTuningJobEvent,
+    FineTuningJobEventList,
+    FineTuningJobList,
+)
+from app.db.repositories import adapters, events
+from app.db.repositories import jobs as rows
+from app.services import jobs
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+
+
+@router.post(
+    "",
+    operation_id="createFineTuningJob",
+    summary="Create a fine-tuning job",
+    responses=errors(400),
+)
+def create_job(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    sweeper: SweeperDep,
+    body: CreateFineTuningJobRequest,
+) -> FineTuningJob:
+    """Accept a job. Once this answers, the job ends in a terminal state whatever crashes."""
+    with resources.database.write() as connection:
+        job = jobs.create(connection, resources.catalogue, principal, body.to_domain())
+    sweeper.poke()
+    return FineTuningJob.of(job, principal.organization_id)
+
+
+@router.get(
+    "",
+    operation_id="listPaginatedFineTuningJobs",
+    summary="List fine-tuning jobs",
+    responses=errors(400),
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "metadata",
+                "in": "query",
+                "required": False,
+                "style": "deepObject",
+                "explode": True,
+                "description": "`metadata[key]=value` lists the jobs that carry the pair; "
+                "`metadata=null` those that carry none.",
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                },
+            }
+        ]
+    },
+)
+def list_jobs(
+    request: Request,
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    after: AfterQuery = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> FineTuningJobList:
+    """List the project's jobs, newest first."""
+    query = request.query_params
+    pairs = {
+        key.removeprefix("metadata[").removesuffix("]"): value
+        for key, value in query.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    with resources.database.read() as connection:
+        page = rows.list_page(
+            connection,
+            principal.project_id,
+            metadata=pairs,
+            without_metadata=query.get("metadata") == "null",
+            after=after,
+            limit=limit,
+        )
+    return FineTuningJobList(
+        data=[FineTuningJob.of(job, principal.organization_id) for job in page.items],
+        has_more=page.has_more,
+    )
+
+
+@router.get(
+    "/{fine_tuning_job_id}",
+    operation_id="retrieveFineTuningJob",
+    summary="Retrieve a fine-tuning job",
+    responses=errors(404),
+)
+def retrieve_job(
+    resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
+) -> FineTuningJob:
+    with resources.database.read() as connection:
+        job = rows.get(connection, principal.project_id, fine_tuning_job_id)
+    return FineTuningJob.of(job, principal.organization_id)
+
+
+@router.post(
+    "/{fine_tuning_job_id}/cancel",
+    operation_id="cancelFineTuningJob",
+    summary="Cancel a fine-tuning job",
+    responses=errors(400, 404),
+)
+def cancel_job(
+    resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
+) -> FineTuningJob:
+    """Cancel a job that has not ended; a running one stops at its next step."""
+    with resources.database.write() as connection:
+        job = jobs.cancel(connection, principal.project_id, fine_tuning_job_id)
+    return FineTuningJob.of(job, principal.organization_id)
+
+
+@router.get(
+    "/{fine_tuning_job_id}/events",
+    operation_id="listFineTuningEvents",
+    summary="List a job's events",
+    responses=errors(400, 404),
+)
+def list_events(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    fine_tuning_job_id: str,
+    after: AfterQuery = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> FineTuningJobEventList:
+    """List a job's events, newest first."""
+    with resources.database.read() as connection:
+        rows.get(connection, principal.project_id, fine_tuning_job_id)
+        page = events.list_page(connection, fine_tuning_job_id, after=after, limit=limit)
+    return FineTuningJobEventList(
+        data=[FineTuningJobEvent.of(event) for event in page.items],
+        has_more=page.has_more,
+    )
+
+
+@router.get(
+    "/{fine_tuning_job_id}/checkpoints",
+    operation_id="listFineTuningJobCheckpoints",
+    summary="List a job's checkpoints",
+    responses=errors(400, 404),
+)
+def list_checkpoints(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    fine_tuning_job_id: str,
+    after: AfterQuery = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 10,
+) -> FineTuningJobCheckpointList:
+    """List a job's checkpoints, newest first."""
+    with resources.database.read() as connection:
+        rows.get(connection, principal.project_id, fine_tuning_job_id)
+        page = adapters.list_checkpoints(connection, fine_tuning_job_id, after=after, limit=limit)
+    return FineTuningJobCheckpointList(
+        data=[FineTuningJobCheckpoint.of(checkpoint) for checkpoint in page.items],
+        first_id=page.items[0].id if page.items else None,
+        last_id=page.items[-1].id if page.items else None,
+        has_more=page.has_more,
+    )

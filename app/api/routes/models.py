@@ -1,0 +1,75 @@
+"""Routes of models: the operator's base models, and the fine-tuned ones of the project."""
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+
+from app.api.deps import PrincipalDep, ResourcesDep
+from app.api.schemas.common import errors
+from app.api.schemas.models import DeletedModel, Model, ModelList
+from app.db.repositories import adapters
+from app.domain.errors import InvalidInput
+from app.resources import Resources
+from app.services import models
+
+router = APIRouter(prefix="/v1/models", tags=["Models"])
+
+OPERATOR = "operator"
+
+
+@router.get("", operation_id="listModels", summary="List models", responses=errors())
+def list_models(resources: ResourcesDep, principal: PrincipalDep) -> ModelList:
+    """List the base models, then the project's fine-tuned models, oldest first."""
+    with resources.database.read() as connection:
+        tuned = adapters.list_final(connection, principal.project_id)
+    base = [_wire(model_id, None, OPERATOR) for model_id in resources.catalogue.models]
+    owner = principal.organization_name
+    return ModelList(data=base + [_wire(one.name, one.created_at, owner) for one in tuned])
+
+
+# Names may hold slashes, which arrive decoded: the whole rest of the path is the name.
+@router.get(
+    "/{model:path}",
+    operation_id="retrieveModel",
+    summary="Retrieve a model",
+    responses=errors(404),
+)
+def retrieve_model(resources: ResourcesDep, principal: PrincipalDep, model: str) -> Model:
+    with resources.database.read() as connection:
+        found = models.find(connection, resources.catalogue, principal.project_id, model)
+    if found.adapter is None:
+        return _wire(found.base.id, None, OPERATOR)
+    return _wire(found.adapter.name, found.adapter.created_at, principal.organization_name)
+
+
+@router.delete(
+    "/{model:path}",
+    operation_id="deleteModel",
+    summary="Delete a fine-tuned model",
+    responses=errors(400, 404),
+)
+async def delete_model(
+    resources: ResourcesDep, principal: PrincipalDep, model: str
+) -> DeletedModel:
+    """Delete a fine-tuned model or the model of a checkpoint. Its name is never used again."""
+    await run_in_threadpool(_delete, resources, principal.project_id, model)
+    await resources.engine.forget(model)
+    return DeletedModel(id=model)
+
+
+def _delete(resources: Resources, project_id: str, name: str) -> None:
+    with resources.database.write() as connection:
+        found = models.find(connection, resources.catalogue, project_id, name)
+        if found.adapter is None:
+            raise InvalidInput(
+                f"{name!r} is a base model of the operator's; only fine-tuned models of your own "
+                "can be deleted",
+                param="model",
+            )
+        adapters.remove(connection, project_id, name)
+        is_shared = adapters.has_prefix(connection, found.adapter.storage_prefix)
+    if not is_shared:
+        resources.storage.delete(found.adapter.storage_prefix)
+
+
+def _wire(name: str, created_at: float | None, owner: str) -> Model:
+    return Model(id=name, created=int(created_at or 0), owned_by=owner)

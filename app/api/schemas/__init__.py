@@ -1,0 +1,1 @@
+"""Wire types, in OpenAI's words. Requests refuse what they do not know; responses are complete."""

@@ -1,0 +1,60 @@
+"""Bases and shapes that all wire types share."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+
+class Request(BaseModel):
+    """A request body: an unknown field is refused by name, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Response(BaseModel):
+    """A response body: every field is always there, null where it has no value."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorDetail(Response):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Response):
+    """OpenAI's error envelope."""
+
+    error: ErrorDetail
+
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(
+        max_length=16,
+        description="Up to 16 pairs of your own, by which jobs can be listed.",
+    ),
+]
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route: what it can fail with besides a missing key."""
+    told = {
+        400: "The request is not valid; `param` names the field, the message the line.",
+        401: "No valid API key.",
+        404: "No such object in this project.",
+        413: "The upload is too large.",
+        429: "Too many requests are waiting.",
+        503: "A part of the service is not available right now.",
+    }
+    return {
+        status: {"model": ErrorResponse, "description": told[status]} for status in (401, *statuses)
+    }
+
+
+ListObject = Literal["list"]

@@ -1,0 +1,146 @@
+"""The operator's catalogue of base models: a TOML file, the only way a model can enter."""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from app.base_models.sources import SOURCES
+from app.domain.errors import InvalidInput, NotFound
+
+DEFAULT_CATALOGUE = files("app.base_models") / "default_catalogue.toml"
+DEFAULT_LEARNING_RATE = 2e-4
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_REQUIRED = {
+    "id": str,
+    "source": str,
+    "tasks": list,
+    "context_length": int,
+    "licence": str,
+}
+_OPTIONAL = {"revision": str, "sha256": str, "name": str, "learning_rate": float}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """One entry of the catalogue. The default file explains each field."""
+
+    id: str
+    source: str
+    revision: str
+    sha256: str | None
+    name: str
+    tasks: tuple[str, ...]
+    context_length: int
+    learning_rate: float
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The base models by id, in the order of the file."""
+
+    models: Mapping[str, BaseModel]
+
+    def get(self, model_id: str) -> BaseModel:
+        """Return an entry. Raises: NotFound."""
+        if model_id not in self.models:
+            raise NotFound(
+                f"The model {model_id!r} does not exist or you do not have access to it.",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[model_id]
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read the catalogue; while the operator has none, the default one.
+
+    Raises:
+        InvalidInput: the file is not a catalogue; the message names the entry and the field.
+    """
+    text = path.read_text() if path.exists() else DEFAULT_CATALOGUE.read_text()
+    return parse_catalogue(text, str(path))
+
+
+def parse_catalogue(text: str, origin: str) -> Catalogue:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{origin}: not valid TOML: {error}") from None
+    models: dict[str, BaseModel] = {}
+    for number, entry in enumerate(document.get("models", ()), start=1):
+        model = _entry(entry, f"{origin}: models[{number}]")
+        if model.id in models:
+            raise InvalidInput(f"{origin}: models[{number}]: id {model.id!r} is there already")
+        models[model.id] = model
+    return Catalogue(models)
+
+
+def add_to_catalogue(path: Path, model: BaseModel) -> Catalogue:
+    """Append an entry to the operator's file, which starts as a copy of the default one.
+
+    Raises:
+        InvalidInput: the id is there already, or a field is not what it must be.
+    """
+    text = path.read_text() if path.exists() else DEFAULT_CATALOGUE.read_text()
+    text = text.rstrip("\n") + "\n\n" + _as_toml(model)
+    catalogue = parse_catalogue(text, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".toml.new")
+    draft.write_text(text)
+    os.replace(draft, path)
+    return catalogue
+
+
+def _entry(entry: Any, where: str) -> BaseModel:
+    if not isinstance(entry, dict):
+        raise InvalidInput(f"{where}: expected a table")
+    for field, kind in _REQUIRED.items():
+        if field not in entry:
+            raise InvalidInput(f"{where}: {field!r} is missing")
+        if not isinstance(entry[field], kind):
+            raise InvalidInput(f"{where}: {field!r} must be a {kind.__name__}")
+    for field in entry:
+        if field not in _REQUIRED and field not in _OPTIONAL:
+            raise InvalidInput(f"{where}: unknown field {field!r}")
+    if not _ID.fullmatch(entry["id"]) or ".." in entry["id"] or entry["id"].startswith("ft:"):
+        raise InvalidInput(
+            f"{where}: id {entry['id']!r} may hold letters, digits, '.', '_', '-', '/'"
+        )
+    scheme = entry["source"].partition(":")[0]
+    SOURCES[scheme]  # Raises UnknownName with the known ones.
+    return BaseModel(
+        id=entry["id"],
+        source=entry["source"],
+        revision=str(entry.get("revision", "main")),
+        sha256=entry.get("sha256"),
+        name=str(entry.get("name", entry["id"])),
+        tasks=tuple(entry["tasks"]),
+        context_length=entry["context_length"],
+        learning_rate=float(entry.get("learning_rate", DEFAULT_LEARNING_RATE)),
+        licence=entry["licence"],
+    )
+
+
+def _as_toml(model: BaseModel) -> str:
+    # JSON strings, numbers and arrays of strings are TOML too.
+    fields = {
+        "id": model.id,
+        "source": model.source,
+        "revision": model.revision,
+        "sha256": model.sha256,
+        "name": model.name,
+        "tasks": list(model.tasks),
+        "context_length": model.context_length,
+        "learning_rate": model.learning_rate,
+        "licence": model.licence,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if value is not None]
+    return "[[models]]\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,58 @@
+"""The processes of an installation, each in the foreground: api, worker, engine; and migrate."""
+
+import os
+import sys
+
+import click
+import uvicorn
+
+from app.db.database import open_database
+from app.db.migrations import downgrade, upgrade
+from app.lifeline import hold_lifeline
+from app.settings import load_settings
+
+
+@click.command()
+@click.option("--host", default=None, help="Address to listen on (default: HOST, or 127.0.0.1).")
+@click.option("--port", default=None, type=int, help="Port (default: PORT, or 8000).")
+@click.option("--workers", default=1, show_default=True, help="Number of processes.")
+def api(host: str | None, port: int | None, workers: int) -> None:
+    """Run the HTTP API."""
+    settings = load_settings()
+    hold_lifeline()
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host or settings.host,
+        port=port or settings.port,
+        workers=workers,
+        server_header=False,
+        # A stream that is still open must not hold up a restart for ever.
+        timeout_graceful_shutdown=10,
+    )
+
+
+@click.command()
+def worker() -> None:
+    """Run a worker: it claims jobs and trains them, one at a time. One for each device."""
+    _become("worker")
+
+
+@click.command()
+def engine() -> None:
+    """Run the built-in inference engine."""
+    _become("worker.serving.server")
+
+
+@click.command()
+@click.argument("revision", default="head")
+@click.option("--down", is_flag=True, help="Go down to the revision; `base` drops every table.")
+def migrate(revision: str, down: bool) -> None:
+    """Bring the database to the newest schema, or to REVISION."""
+    database = open_database(load_settings().database_url)
+    (downgrade if down else upgrade)(database, revision)
+
+
+def _become(module: str) -> None:
+    # By name: this side of the house never imports the one that holds the devices.
+    os.execv(sys.executable, [sys.executable, "-m", module])

@@ -1,0 +1,1 @@
+"""The database: tables, transactions and every SQL statement in the tree."""

@@ -1,0 +1,48 @@
+"""Bringing a database to the newest schema, by the same Alembic scripts on every engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from app.db.database import Database
+
+_SCRIPTS = Path(__file__).resolve().parents[2] / "migrations"
+# Any number will do, as long as all our processes agree on it.
+_POSTGRES_LOCK = 7_461_002
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Bring the database up to a revision; several processes may try at once."""
+    _move(database, command.upgrade, revision)
+
+
+def downgrade(database: Database, revision: str) -> None:
+    """Bring the database down to a revision; `base` removes every table."""
+    _move(database, command.downgrade, revision)
+
+
+def is_current(database: Database) -> bool:
+    """Say whether the database is at the newest revision."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    with database.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision() == head
+
+
+def alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS))
+    return config
+
+
+def _move(database: Database, move: Callable[[Config, str], None], revision: str) -> None:
+    config = alembic_config()
+    with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_POSTGRES_LOCK})"))
+        config.attributes["connection"] = connection
+        move(config, revision)

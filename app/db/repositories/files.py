@@ -1,0 +1,133 @@
+"""Rows of files. Their content is in storage, written before the row."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
+
+from app.db.clock import now
+from app.db.repositories.pages import Order, Page, fetch_page
+from app.db.tables import files, jobs
+from app.domain.errors import NotFound
+from app.domain.job_state import TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A stored file of a project; `record_*` are set for datasets only."""
+
+    id: str
+    project_id: str
+    purpose: str
+    filename: str
+    bytes: int
+    sha256: str
+    storage_key: str
+    record_kind: str | None
+    record_count: int | None
+    created_at: float
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file whose content is stored and whose row is not yet written."""
+
+    id: str
+    project_id: str
+    purpose: str
+    filename: str
+    bytes: int
+    sha256: str
+    storage_key: str
+    record_kind: str | None = None
+    record_count: int | None = None
+    expires_after_seconds: int | None = None
+
+
+def add(connection: Connection, file: NewFile) -> File:
+    row = connection.execute(
+        insert(files)
+        .values(
+            id=file.id,
+            project_id=file.project_id,
+            purpose=file.purpose,
+            filename=file.filename,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            storage_key=file.storage_key,
+            record_kind=file.record_kind,
+            record_count=file.record_count,
+            created_at=now(),
+            expires_at=now() + file.expires_after_seconds if file.expires_after_seconds else None,
+        )
+        .returning(files)
+    ).one()
+    return File(**row._mapping)
+
+
+def get(connection: Connection, project_id: str, file_id: str, *, param: str | None = None) -> File:
+    """Return a live file of the project. Raises: NotFound."""
+    row = connection.execute(
+        select(files).where(files.c.id == file_id, files.c.project_id == project_id, _is_live())
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No such file: {file_id!r}", param=param)
+    return File(**row._mapping)
+
+
+def list_page(
+    connection: Connection,
+    project_id: str,
+    *,
+    purpose: str | None,
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> Page[File]:
+    query = select(files).where(files.c.project_id == project_id, _is_live())
+    if purpose is not None:
+        query = query.where(files.c.purpose == purpose)
+    page = fetch_page(
+        connection,
+        files,
+        query,
+        keys=("created_at", "id"),
+        after=after,
+        limit=limit,
+        order=order,
+    )
+    return Page([File(**row._mapping) for row in page.items], page.has_more)
+
+
+def is_in_use(connection: Connection, file_id: str) -> bool:
+    """Say whether a job that has not ended reads the file."""
+    return bool(connection.scalar(select(_used_by_live_job(file_id))))
+
+
+def remove(connection: Connection, project_id: str, file_id: str) -> None:
+    connection.execute(delete(files).where(files.c.id == file_id, files.c.project_id == project_id))
+
+
+def list_expired(connection: Connection, limit: int) -> list[File]:
+    """Return files past their time that no live job reads."""
+    rows = connection.execute(
+        select(files)
+        .where(files.c.expires_at <= now(), ~_used_by_live_job(files.c.id))
+        .limit(limit)
+    )
+    return [File(**row._mapping) for row in rows]
+
+
+def _is_live() -> ColumnElement[bool]:
+    return or_(files.c.expires_at.is_(None), files.c.expires_at > now())
+
+
+def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
+    return exists(
+        select(jobs.c.id).where(
+            and_(
+                jobs.c.status.not_in(sorted(TERMINAL)),
+                or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id),
+            )
+        )
+    )

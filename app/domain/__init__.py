@@ -1,0 +1,1 @@
+"""Pure rules of fine-tuning as a service: values, states and registries; no input, no output."""

@@ -1,0 +1,114 @@
+"""Training methods: the registry from which request schemas, validation and trainers derive."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.domain.registry import Registry
+
+Auto = Literal["auto"]
+
+
+class SupervisedHyperparameters(BaseModel):
+    """Hyperparameters of supervised fine-tuning; `auto` is resolved from the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = (
+        "auto"
+    )
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMethod:
+    """One way to train.
+
+    Attributes:
+        summary: one sentence for the OpenAPI document.
+        hyperparameters: the wire model of its hyperparameters.
+        record_kinds: names of the record kinds it learns from.
+        implementation: dotted path of the trainer class, importable in the worker only.
+    """
+
+    summary: str
+    hyperparameters: type[SupervisedHyperparameters]
+    record_kinds: frozenset[str]
+    implementation: str
+
+
+METHODS: Registry[TrainingMethod] = Registry("training method")
+METHODS.add(
+    "supervised",
+    TrainingMethod(
+        summary="Learn the assistant's turns of chats, or the completions of prompts.",
+        hyperparameters=SupervisedHyperparameters,
+        record_kinds=frozenset({"chat", "completion"}),
+        implementation="worker.training.methods.supervised:Supervised",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The concrete value of one hyperparameter, and why it was chosen if it was `auto`."""
+
+    name: str
+    value: int | float
+    reason: str | None
+
+
+def resolve_hyperparameters(
+    requested: SupervisedHyperparameters, record_count: int
+) -> tuple[Resolution, ...]:
+    """Replace every `auto` by a number chosen from the size of the dataset.
+
+    The rules aim at enough optimizer steps for a small set to be learnt (about 300 records seen)
+    and few enough passes that a large one is not memorised.
+    """
+    return (
+        _resolve("n_epochs", requested.n_epochs, *_auto_epochs(record_count)),
+        _resolve("batch_size", requested.batch_size, *_auto_batch_size(record_count)),
+        _resolve(
+            "learning_rate_multiplier",
+            requested.learning_rate_multiplier,
+            1.0,
+            "1 keeps the base model's own rate from the catalogue",
+        ),
+    )
+
+
+def _auto_epochs(record_count: int) -> tuple[int, str]:
+    if record_count < 100:
+        epochs = min(10, ceil(300 / record_count))
+        return (
+            epochs,
+            f"{record_count} records are few: about 300 are to be seen, in 3 to 10 passes",
+        )
+    if record_count < 1_000:
+        return 3, f"{record_count} records: below 1,000, three passes"
+    if record_count < 10_000:
+        return 2, f"{record_count} records: below 10,000, two passes"
+    return 1, f"{record_count} records: one pass over a large set"
+
+
+def _auto_batch_size(record_count: int) -> tuple[int, str]:
+    size = 4
+    while size < 64 and size * 100 <= record_count:
+        size *= 2
+    size = min(size, record_count)
+    return (
+        size,
+        f"{record_count} records: a batch of 4 to 64, about one hundredth of the set",
+    )
+
+
+def _resolve(
+    name: str, requested: int | float | Auto, automatic: int | float, reason: str
+) -> Resolution:
+    if requested == "auto":
+        return Resolution(name, automatic, reason)
+    return Resolution(name, requested, None)

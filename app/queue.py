@@ -1,0 +1,76 @@
+"""Sending work by name. A message is a wake-up that holds a job id; the row is the truth."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+RUN_JOB = "tunesmith.run_job"
+
+
+def make_celery(broker_url: str) -> Celery:
+    """Return the Celery app that the API sends with and the worker listens with."""
+    app = Celery("tunesmith", broker=_transport_url(broker_url), set_as_current=False)
+    app.conf.update(
+        # A job outlives any visibility timeout: the message is acknowledged at once, and the
+        # lease, not the broker, brings a job back when its worker dies.
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_publish_retry=False,
+        task_default_queue="train",
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(broker_url),
+    )
+    return app
+
+
+def send_wake_ups(app: Celery, job_ids: Iterable[str]) -> None:
+    """Send one message a job.
+
+    Raises:
+        Exception: whatever the broker's client raises when it cannot be reached.
+    """
+    with app.connection_for_write(connect_timeout=2) as connection:
+        for job_id in job_ids:
+            app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
+
+
+def _transport_url(broker_url: str) -> str:
+    # Celery takes the directory of its file-system transport as an option, not from the URL.
+    return "filesystem://" if broker_url.startswith("filesystem://") else broker_url
+
+
+def _transport_options(broker_url: str) -> dict[str, Any]:
+    if broker_url.startswith("filesystem://"):
+        return _filesystem_options(Path(urlsplit(broker_url).path))
+    return {
+        "visibility_timeout": 43_200,
+        "socket_keepalive": True,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 25,
+        "global_keyprefix": "tunesmith:",
+    }
+
+
+def _filesystem_options(directory: Path) -> dict[str, Any]:
+    # Whoever can write here can start work: the directory is the owner's alone.
+    for name in ("messages", "control"):
+        (directory / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return {
+        "data_folder_in": str(directory / "messages"),
+        "data_folder_out": str(directory / "messages"),
+        "control_folder": str(directory / "control"),
+        "store_processed": False,
+        # One message is taken at each poll: the default of a second would be felt.
+        "polling_interval": 0.05,
+    }

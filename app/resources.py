@@ -1,0 +1,41 @@
+"""The one composition root: settings become live parts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from celery import Celery
+
+from app.base_models import Catalogue, load_catalogue
+from app.db.database import Database, open_database
+from app.inference import EngineClient, open_engine
+from app.queue import make_celery
+from app.settings import Settings
+from app.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Live parts of one process, each opened when it is first used."""
+
+    settings: Settings
+
+    @cached_property
+    def database(self) -> Database:
+        return open_database(self.settings.database_url)
+
+    @cached_property
+    def storage(self) -> Storage:
+        return open_storage(self.settings.storage_url)
+
+    @cached_property
+    def celery(self) -> Celery:
+        return make_celery(self.settings.broker_url)
+
+    @cached_property
+    def engine(self) -> EngineClient:
+        return open_engine(self.settings)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        # Read anew each time: an operator adds a model while the service runs.
+        return load_catalogue(self.settings.catalogue_path)

@@ -1,0 +1,105 @@
+"""Files of a project: content first, row last; a dataset is checked before either."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import BinaryIO
+
+from sqlalchemy import Connection
+
+from app.db.repositories import files
+from app.db.repositories.files import File, NewFile
+from app.domain.datasets import DatasetSummary, check_dataset
+from app.domain.errors import FileInUse, InvalidInput, TooLarge
+from app.domain.ids import new_id
+from app.storage import Storage
+
+FINE_TUNE = "fine-tune"
+RESULTS = "fine-tune-results"
+
+_CHUNK_BYTES = 1 << 20
+
+
+def store(
+    storage: Storage,
+    stream: BinaryIO,
+    *,
+    project_id: str,
+    purpose: str,
+    filename: str,
+    max_bytes: int,
+    expires_after_seconds: int | None,
+) -> NewFile:
+    """Check an upload and store its content; the row is the caller's to add.
+
+    Raises:
+        InvalidFile: the dataset is not valid; the message names the line. Nothing was stored.
+        TooLarge: nothing was stored.
+        StorageFull: nothing was stored.
+    """
+    summary: DatasetSummary | None = None
+    if purpose == FINE_TUNE:
+        summary = check_dataset(stream)
+        stream.seek(0)
+    file_id = new_id("file-")
+    key = f"files/{file_id}"
+    content = storage.put(key, _chunks(stream, max_bytes))
+    return NewFile(
+        id=file_id,
+        project_id=project_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=content.bytes,
+        sha256=content.sha256,
+        storage_key=key,
+        record_kind=summary.record_kind if summary else None,
+        record_count=summary.record_count if summary else None,
+        expires_after_seconds=expires_after_seconds,
+    )
+
+
+def read(storage: Storage, file: File) -> Iterator[bytes]:
+    """Yield the content of a file. Raises: NotFound."""
+    stream = storage.open(file.storage_key)
+    return _read(stream)
+
+
+def remove(connection: Connection, project_id: str, file_id: str) -> File:
+    """Remove the row of a file; its content is the caller's to delete after the commit.
+
+    Raises:
+        NotFound: no such file.
+        FileInUse: a job that has not ended reads it.
+    """
+    file = files.get(connection, project_id, file_id, param="file_id")
+    if files.is_in_use(connection, file_id):
+        raise FileInUse(
+            f"File {file_id} is used by a fine-tuning job that has not ended; "
+            "cancel the job or wait for it, then delete the file.",
+            param="file_id",
+        )
+    files.remove(connection, project_id, file_id)
+    return file
+
+
+def check_purpose(purpose: str) -> None:
+    """Raises: InvalidInput, naming what is accepted."""
+    if purpose != FINE_TUNE:
+        raise InvalidInput(
+            f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r}",
+            param="purpose",
+        )
+
+
+def _chunks(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
+    total = 0
+    while chunk := stream.read(_CHUNK_BYTES):
+        total += len(chunk)
+        if total > max_bytes:
+            raise TooLarge(f"the file is larger than {max_bytes:,} bytes", param="file")
+        yield chunk
+
+
+def _read(stream: BinaryIO) -> Iterator[bytes]:
+    with closing(stream):
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk

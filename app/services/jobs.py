@@ -1,0 +1,161 @@
+"""Creating and cancelling fine-tuning jobs; what is refused is refused before a row exists."""
+
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from app.base_models import Catalogue
+from app.db.clock import now
+from app.db.repositories import files, jobs
+from app.db.repositories.files import File
+from app.db.repositories.jobs import Job, NewJob
+from app.db.repositories.keys import Principal
+from app.domain.datasets import RECORD_KINDS
+from app.domain.errors import InvalidInput, NotFound
+from app.domain.ids import fine_tuned_model_name, new_id
+from app.domain.job_spec import AdapterRef
+from app.domain.job_state import JobStatus
+from app.domain.methods import METHODS
+from app.services import models
+from app.services.files import FINE_TUNE
+
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A job as its user asked for it, in wire words, already checked for types and bounds."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: str
+    hyperparameters: dict[str, Any]
+    adapter: dict[str, Any] | None
+    training: dict[str, Any]
+    seed: int | None
+    suffix: str | None
+    metadata: dict[str, str] | None
+
+
+def create(
+    connection: Connection,
+    catalogue: Catalogue,
+    principal: Principal,
+    request: JobRequest,
+) -> Job:
+    """Add a job in `validating_files`.
+
+    Raises:
+        InvalidInput: no such file or model in this project, or the parts do not fit together;
+            the message names the field.
+    """
+    try:
+        model = models.find(connection, catalogue, principal.project_id, request.model)
+    except NotFound as error:
+        known = ", ".join(catalogue.models)
+        raise InvalidInput(
+            f"{error.message} Base models here: {known}.",
+            param="model",
+            code="model_not_found",
+        ) from None
+    training_file = _dataset(connection, principal, request, request.training_file, "training_file")
+    if request.validation_file is not None:
+        _dataset(connection, principal, request, request.validation_file, "validation_file")
+    _check_batch_size(request, training_file)
+    start_from, adapter = None, request.adapter or {}
+    if model.adapter is not None:
+        start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
+        adapter = _adapter_of_parent(connection, request, model.adapter.job_id)
+    job_id = new_id("ftjob-")
+    seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
+    return jobs.add(
+        connection,
+        NewJob(
+            id=job_id,
+            project_id=principal.project_id,
+            model=request.model,
+            base_model=model.base.id,
+            start_from=start_from,
+            method=request.method,
+            hyperparameters=request.hyperparameters,
+            extension={"adapter": adapter, "training": request.training},
+            training_file=request.training_file,
+            validation_file=request.validation_file,
+            seed=seed,
+            metadata=request.metadata,
+            output_model=fine_tuned_model_name(
+                model.base.id, principal.organization_name, request.suffix, job_id
+            ),
+        ),
+    )
+
+
+def cancel(connection: Connection, project_id: str, job_id: str) -> Job:
+    """Cancel a job that has not ended; a running one stops at its next step.
+
+    Raises:
+        NotFound: no such job.
+        InvalidTransition: the job has ended already.
+    """
+    jobs.get(connection, project_id, job_id)
+    return jobs.transition(
+        connection,
+        job_id,
+        JobStatus.CANCELLED,
+        message="Fine-tuning job cancelled by its user",
+        finished_at=now(),
+        estimated_finish=None,
+    )
+
+
+def _dataset(
+    connection: Connection,
+    principal: Principal,
+    request: JobRequest,
+    file_id: str,
+    param: str,
+) -> File:
+    try:
+        file = files.get(connection, principal.project_id, file_id)
+    except NotFound as error:
+        raise InvalidInput(error.message, param=param, code="file_not_found") from None
+    if file.purpose != FINE_TUNE:
+        raise InvalidInput(
+            f"{param} {file_id} has purpose {file.purpose!r}; expected {FINE_TUNE!r}",
+            param=param,
+        )
+    accepted = METHODS[request.method].record_kinds
+    if file.record_kind not in accepted:
+        examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in accepted)
+        raise InvalidInput(
+            f"{param} {file_id} holds {file.record_kind} records; the method {request.method!r} "
+            f"learns from records such as {examples}",
+            param=param,
+        )
+    return file
+
+
+def _check_batch_size(request: JobRequest, training_file: File) -> None:
+    batch_size = request.hyperparameters.get("batch_size", "auto")
+    records = training_file.record_count or 0
+    if batch_size != "auto" and batch_size > records:
+        raise InvalidInput(
+            f"batch_size {batch_size} is larger than the {records} records of the training file",
+            param=f"method.{request.method}.hyperparameters.batch_size",
+        )
+
+
+def _adapter_of_parent(
+    connection: Connection, request: JobRequest, parent_job_id: str
+) -> dict[str, Any]:
+    if request.adapter is not None:
+        raise InvalidInput(
+            f"a job that starts from {request.model!r} keeps the shape of its adapter; "
+            "leave tunesmith.adapter out",
+            param="tunesmith.adapter",
+        )
+    parent = jobs.find(connection, parent_job_id)
+    return dict(parent.extension["adapter"]) if parent else {}

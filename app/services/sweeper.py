@@ -1,0 +1,146 @@
+"""The sweep: what turns rows into progress when nobody asks. One process does it at a time.
+
+It validates new jobs, sends wake-ups for queued ones, brings back jobs whose worker fell silent,
+and deletes files past their time. Every step may be repeated or interrupted at any point.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from contextlib import suppress
+
+from sqlalchemy import Connection
+
+from app.db.clock import now
+from app.db.repositories import files, jobs, leases, locks
+from app.db.repositories.jobs import Job
+from app.domain.errors import LeaseLost
+from app.domain.job_state import JobStatus
+from app.queue import send_wake_ups
+from app.resources import Resources
+from app.services.validation import validate
+
+LOCK = "sweep"
+LOCK_TTL_SECONDS = 15.0
+EXPIRY_INTERVAL_SECONDS = 60.0
+BATCH = 100
+
+_log = logging.getLogger("tunesmith.sweeper")
+
+
+class Sweeper:
+    """Sweeps in a thread of its own until it is closed."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._owner = secrets.token_hex(8)
+        self._wake = threading.Event()
+        self._closing = False
+        self._broker_is_down = False
+        self._next_expiry = 0.0
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Sweep soon: something was committed that waits for it. Never blocks."""
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout=10)
+
+    def sweep(self) -> None:
+        """Do everything that is due now, if no other process is at it."""
+        database = self._resources.database
+        with database.write() as connection:
+            if not locks.acquire(connection, LOCK, self._owner, LOCK_TTL_SECONDS):
+                return
+        self._validate_new()
+        self._bring_back_expired()
+        self._dispatch()
+        if time.monotonic() >= self._next_expiry:
+            self._expire_files()
+            self._next_expiry = time.monotonic() + EXPIRY_INTERVAL_SECONDS
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self.sweep()
+            except Exception:  # The sweep must outlive whatever goes wrong in one round.
+                _log.exception("sweep failed; trying again")
+            self._wake.wait(self._resources.settings.sweep_interval_seconds)
+            self._wake.clear()
+
+    def _validate_new(self) -> None:
+        resources = self._resources
+        with resources.database.read() as connection:
+            waiting = jobs.list_in(connection, JobStatus.VALIDATING_FILES, BATCH)
+        for job in waiting:
+            validate(resources.database, resources.storage, resources.catalogue, job)
+
+    def _bring_back_expired(self) -> None:
+        with self._resources.database.read() as connection:
+            expired = leases.list_expired(connection, BATCH)
+        for job in expired:
+            # It may have ended since it was listed; its epoch tells.
+            with suppress(LeaseLost), self._resources.database.write() as connection:
+                self._bring_back(connection, job)
+
+    def _bring_back(self, connection: Connection, job: Job) -> None:
+        limit = self._resources.settings.max_attempts
+        if job.attempts < limit:
+            jobs.transition(
+                connection,
+                job.id,
+                JobStatus.QUEUED,
+                message=f"The worker of attempt {job.attempts} fell silent: job queued again"
+                + (f", to resume from step {job.resume_step}" if job.resume_step else ""),
+                level="warn",
+                epoch=job.lease_epoch,
+                lease_owner=None,
+                lease_expires_at=None,
+                dispatched_at=None,
+            )
+            return
+        message = f"The worker was lost {job.attempts} times; the limit is {limit}."
+        jobs.transition(
+            connection,
+            job.id,
+            JobStatus.FAILED,
+            message=message,
+            level="error",
+            epoch=job.lease_epoch,
+            error={"code": "worker_lost", "message": message, "param": None},
+            finished_at=now(),
+        )
+
+    def _dispatch(self) -> None:
+        resources = self._resources
+        with resources.database.read() as connection:
+            job_ids = leases.list_undispatched(
+                connection, resources.settings.redispatch_after_seconds, BATCH
+            )
+        if not job_ids:
+            return
+        try:
+            send_wake_ups(resources.celery, job_ids)
+        except Exception as error:  # Any client's way of saying that the broker is away.
+            if not self._broker_is_down:
+                _log.warning("the broker cannot be reached, jobs wait: %s", error)
+            self._broker_is_down = True
+            return
+        self._broker_is_down = False
+        with resources.database.write() as connection:
+            leases.mark_dispatched(connection, job_ids)
+
+    def _expire_files(self) -> None:
+        with self._resources.database.read() as connection:
+            expired = files.list_expired(connection, BATCH)
+        for file in expired:
+            with self._resources.database.write() as connection:
+                files.remove(connection, file.project_id, file.id)
+            self._resources.storage.delete(file.storage_key)

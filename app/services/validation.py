@@ -1,0 +1,150 @@
+"""From `validating_files` to `queued`: the stored content is checked and the job fully resolved."""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from app.base_models import Catalogue
+from app.db.clock import now
+from app.db.database import Database
+from app.db.repositories import events, files, jobs
+from app.db.repositories.files import File
+from app.db.repositories.jobs import Job
+from app.domain.errors import DomainError, InvalidFile, InvalidTransition, NotFound
+from app.domain.job_spec import (
+    AdapterRef,
+    DatasetRef,
+    Hyperparameters,
+    JobSpec,
+    LoraSpec,
+)
+from app.domain.job_state import JobStatus
+from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
+from app.storage import Storage
+
+_CHUNK_BYTES = 1 << 20
+
+
+def validate(database: Database, storage: Storage, catalogue: Catalogue, job: Job) -> None:
+    """Check a job's files and queue it, or fail it with the reason. Safe to repeat."""
+    try:
+        training_file = _find(database, job, job.training_file, "training_file")
+        _check_content(storage, training_file, "training_file")
+        validation_file = None
+        if job.validation_file is not None:
+            validation_file = _find(database, job, job.validation_file, "validation_file")
+            _check_content(storage, validation_file, "validation_file")
+        requested = METHODS[job.method].hyperparameters.model_validate(job.hyperparameters)
+        resolutions = resolve_hyperparameters(requested, training_file.record_count or 1)
+        spec = _spec(catalogue, job, training_file, validation_file, resolutions)
+    except DomainError as error:
+        _fail(database, job, error)
+        return
+    _queue(database, job, spec, resolutions)
+
+
+def _find(database: Database, job: Job, file_id: str, param: str) -> File:
+    try:
+        with database.read() as connection:
+            return files.get(connection, job.project_id, file_id, param=param)
+    except NotFound:
+        raise InvalidFile(
+            f"{param} {file_id} was deleted or has expired",
+            param=param,
+            code="file_not_found",
+        ) from None
+
+
+def _check_content(storage: Storage, file: File, param: str) -> None:
+    digest = hashlib.sha256()
+    with storage.open(file.storage_key) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        raise InvalidFile(
+            f"the stored content of {file.id} is damaged: upload it again",
+            param=param,
+            code="file_damaged",
+        )
+
+
+def _spec(
+    catalogue: Catalogue,
+    job: Job,
+    training_file: File,
+    validation_file: File | None,
+    resolutions: tuple[Resolution, ...],
+) -> JobSpec:
+    base = catalogue.get(job.base_model)
+    resolved: dict[str, Any] = {resolution.name: resolution.value for resolution in resolutions}
+    training = {"max_length_tokens": base.context_length} | job.extension["training"]
+    training["max_length_tokens"] = min(training["max_length_tokens"], base.context_length)
+    return JobSpec(
+        job_id=job.id,
+        base_model=job.base_model,
+        method=job.method,
+        training_file=_reference(training_file),
+        validation_file=_reference(validation_file) if validation_file else None,
+        start_from=msgspec.convert(job.start_from, AdapterRef | None),
+        seed=job.seed,
+        hyperparameters=Hyperparameters(
+            num_epochs=resolved["n_epochs"],
+            batch_size=resolved["batch_size"],
+            learning_rate=base.learning_rate * resolved["learning_rate_multiplier"],
+            **training,
+        ),
+        adapter=msgspec.convert(job.extension["adapter"], LoraSpec),
+    )
+
+
+def _reference(file: File) -> DatasetRef:
+    return DatasetRef(file.id, file.storage_key, file.sha256, file.record_count or 0)
+
+
+def _queue(
+    database: Database, job: Job, spec: JobSpec, resolutions: tuple[Resolution, ...]
+) -> None:
+    try:
+        with database.write() as connection:
+            jobs.transition(
+                connection,
+                job.id,
+                JobStatus.QUEUED,
+                message="Files validated, moving job to queued state",
+                spec=spec.to_json(),
+                hyperparameters={resolution.name: resolution.value for resolution in resolutions},
+            )
+            for resolution in resolutions:
+                if resolution.reason is not None:
+                    events.add(
+                        connection,
+                        job.id,
+                        f"{resolution.name} = {resolution.value} (auto: {resolution.reason})",
+                        data={
+                            "hyperparameter": resolution.name,
+                            "value": resolution.value,
+                        },
+                    )
+    except InvalidTransition:
+        return  # Cancelled meanwhile.
+
+
+def _fail(database: Database, job: Job, error: DomainError) -> None:
+    try:
+        with database.write() as connection:
+            jobs.transition(
+                connection,
+                job.id,
+                JobStatus.FAILED,
+                message=error.message,
+                level="error",
+                error={
+                    "code": error.code,
+                    "message": error.message,
+                    "param": error.param,
+                },
+                finished_at=now(),
+            )
+    except InvalidTransition:
+        return

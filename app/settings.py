@@ -1,0 +1,90 @@
+"""Settings of every process, read once from the environment; units are in the names."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One installation. Only URLs differ between a laptop and a cluster.
+
+    Attributes:
+        data_dir: where the embedded defaults keep everything.
+        engine_kind: which client speaks to the engine: `builtin` or `vllm`.
+        lease_ttl_seconds: a worker that is silent for this long loses its job.
+        max_attempts: crashes after which a job fails as `worker_lost`.
+    """
+
+    data_dir: Path
+    database_url: str
+    broker_url: str
+    storage_url: str
+    models_dir: Path
+    catalogue_path: Path
+    engine_url: str
+    engine_kind: str = "builtin"
+    engine_api_key: str | None = field(default=None, repr=False)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    organization: str = "default"
+    max_upload_bytes: int = 1 << 30
+    max_body_bytes: int = 8 << 20
+    lease_ttl_seconds: float = 60.0
+    sweep_interval_seconds: float = 0.5
+    redispatch_after_seconds: float = 60.0
+    stop_grace_seconds: float = 30.0
+    max_attempts: int = 5
+    checkpoint_interval_seconds: float = 300.0
+    engine_timeout_seconds: float = 600.0
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ValueError: a variable does not hold what it must; the message names it.
+    """
+    data_dir = Path(environment.get("TUNESMITH_DATA_DIR") or ".tunesmith").expanduser().resolve()
+    engine_port = environment.get("ENGINE_PORT") or "8001"
+    return Settings(
+        data_dir=data_dir,
+        database_url=environment.get("DATABASE_URL") or f"sqlite:///{data_dir}/tunesmith.db",
+        broker_url=environment.get("BROKER_URL") or f"filesystem://{data_dir}/broker",
+        storage_url=environment.get("STORAGE_URL") or f"file://{data_dir}/storage",
+        models_dir=_path(environment, "MODELS_DIR", data_dir / "models"),
+        catalogue_path=_path(environment, "MODELS_CATALOGUE", data_dir / "models.toml"),
+        engine_url=(environment.get("ENGINE_URL") or f"http://127.0.0.1:{engine_port}").rstrip("/"),
+        engine_kind=environment.get("ENGINE_KIND") or "builtin",
+        engine_api_key=environment.get("ENGINE_API_KEY") or None,
+        host=environment.get("HOST") or "127.0.0.1",
+        port=int(_number(environment, "PORT", 8000)),
+        organization=environment.get("TUNESMITH_ORGANIZATION") or "default",
+        max_upload_bytes=int(_number(environment, "MAX_UPLOAD_BYTES", 1 << 30)),
+        lease_ttl_seconds=_number(environment, "LEASE_TTL_SECONDS", 60.0),
+        sweep_interval_seconds=_number(environment, "SWEEP_INTERVAL_SECONDS", 0.5),
+        redispatch_after_seconds=_number(environment, "REDISPATCH_AFTER_SECONDS", 60.0),
+        stop_grace_seconds=_number(environment, "STOP_GRACE_SECONDS", 30.0),
+        max_attempts=int(_number(environment, "MAX_ATTEMPTS", 5)),
+        checkpoint_interval_seconds=_number(environment, "CHECKPOINT_INTERVAL_SECONDS", 300.0),
+        engine_timeout_seconds=_number(environment, "ENGINE_TIMEOUT_SECONDS", 600.0),
+    )
+
+
+def _path(environment: Mapping[str, str], name: str, default: Path) -> Path:
+    value = environment.get(name)
+    return Path(value).expanduser().resolve() if value else default
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name)
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, found {text!r}") from None
+    if number <= 0:
+        raise ValueError(f"{name} must be greater than 0, found {text!r}")
+    return number
