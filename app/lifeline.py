@@ -5,8 +5,9 @@ The parent holds the other end of the pipe, so that even its `kill -9` leaves no
 
 import os
 import signal
-import sys
 import threading
+
+_STDIN = 0
 
 VARIABLE = "TUNESMITH_EXIT_WITH_STDIN"
 
@@ -18,6 +19,7 @@ def hold_lifeline() -> None:
 
 
 def _wait_for_end() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through `sys.stdin`, whose lock the interpreter needs when it shuts down.
+    while os.read(_STDIN, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

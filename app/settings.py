@@ -58,8 +58,8 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         engine_url=(environment.get("ENGINE_URL") or f"http://127.0.0.1:{engine_port}").rstrip("/"),
         engine_kind=environment.get("ENGINE_KIND") or "builtin",
         engine_api_key=environment.get("ENGINE_API_KEY") or None,
-        host=environment.get("HOST") or "127.0.0.1",
-        port=int(_number(environment, "PORT", 8000)),
+        host=environment.get("API_HOST") or "127.0.0.1",
+        port=int(_number(environment, "API_PORT", 8000)),
         organization=environment.get("TUNESMITH_ORGANIZATION") or "default",
         max_upload_bytes=int(_number(environment, "MAX_UPLOAD_BYTES", 1 << 30)),
         lease_ttl_seconds=_number(environment, "LEASE_TTL_SECONDS", 60.0),
@@ -85,6 +85,6 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
         number = float(text)
     except ValueError:
         raise ValueError(f"{name} must be a number, found {text!r}") from None
-    if number <= 0:
+    if not 0 < number < float("inf"):
         raise ValueError(f"{name} must be greater than 0, found {text!r}")
     return number

@@ -144,7 +144,7 @@ def _path(error: Mapping[str, Any], body: Any) -> str:
             continue
         elif not (is_last and error["type"] in ("missing", "extra_forbidden")):
             continue
-        parts.append(str(part))
+        parts.append(str(part)[:64])
     return ".".join(parts) or "body"
 
 

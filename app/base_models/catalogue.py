@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,11 @@ def load_catalogue(path: Path) -> Catalogue:
     Raises:
         InvalidInput: the file is not a catalogue; the message names the entry and the field.
     """
-    text = path.read_text() if path.exists() else DEFAULT_CATALOGUE.read_text()
-    return parse_catalogue(text, str(path))
+    try:
+        changed_at = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return _default_catalogue()
+    return _read_catalogue(path, changed_at)
 
 
 def parse_catalogue(text: str, origin: str) -> Catalogue:
@@ -97,6 +101,17 @@ def add_to_catalogue(path: Path, model: BaseModel) -> Catalogue:
     draft.write_text(text)
     os.replace(draft, path)
     return catalogue
+
+
+# Every request looks a model up: the file is parsed again only when it has changed.
+@lru_cache(maxsize=4)
+def _read_catalogue(path: Path, changed_at: int) -> Catalogue:
+    return parse_catalogue(path.read_text(), str(path))
+
+
+@lru_cache(maxsize=1)
+def _default_catalogue() -> Catalogue:
+    return parse_catalogue(DEFAULT_CATALOGUE.read_text(), "the default catalogue")
 
 
 def _entry(entry: Any, where: str) -> BaseModel:

@@ -13,8 +13,10 @@ from app.settings import load_settings
 
 
 @click.command()
-@click.option("--host", default=None, help="Address to listen on (default: HOST, or 127.0.0.1).")
-@click.option("--port", default=None, type=int, help="Port (default: PORT, or 8000).")
+@click.option(
+    "--host", default=None, help="Address to listen on (default: API_HOST, or 127.0.0.1)."
+)
+@click.option("--port", default=None, type=int, help="Port (default: API_PORT, or 8000).")
 @click.option("--workers", default=1, show_default=True, help="Number of processes.")
 def api(host: str | None, port: int | None, workers: int) -> None:
     """Run the HTTP API."""

@@ -22,7 +22,7 @@ START_SECONDS = 180.0
 def up(quiet: bool) -> None:
     """Run api, engine and worker together until Ctrl-C; those that die are restarted."""
     settings = load_settings()
-    check_port_is_free(settings.host, settings.port, "PORT")
+    check_port_is_free(settings.host, settings.port, "API_PORT")
     check_port_is_free("127.0.0.1", urlsplit(settings.engine_url).port or 80, "ENGINE_PORT")
     key = _first_key(settings)
     stack = Stack(settings, os.environ, echo=None if quiet else click.echo, tell=_tell)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from app.db.database import Database
@@ -24,13 +22,6 @@ def upgrade(database: Database, revision: str = "head") -> None:
 def downgrade(database: Database, revision: str) -> None:
     """Bring the database down to a revision; `base` removes every table."""
     _move(database, command.downgrade, revision)
-
-
-def is_current(database: Database) -> bool:
-    """Say whether the database is at the newest revision."""
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
-    with database.read() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
 
 
 def alembic_config() -> Config:

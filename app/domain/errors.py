@@ -4,7 +4,8 @@ DomainError
 ├── NotFound
 ├── Conflict
 │   ├── InvalidTransition
-│   └── FileInUse
+│   ├── FileInUse
+│   └── ModelInUse
 ├── InvalidInput
 │   ├── InvalidFile
 │   └── UnknownName
@@ -65,6 +66,12 @@ class FileInUse(Conflict):
     """The file is used by a job that has not ended."""
 
     code = "file_in_use"
+
+
+class ModelInUse(Conflict):
+    """The model is needed by a job that has not ended."""
+
+    code = "model_in_use"
 
 
 class InvalidInput(DomainError):

@@ -6,7 +6,7 @@ import secrets
 
 from sqlalchemy import Connection
 
-from app.db.repositories import keys
+from app.db.repositories import keys, locks
 from app.db.repositories.keys import Principal
 from app.domain.errors import Unauthenticated
 from app.domain.ids import new_id
@@ -40,6 +40,8 @@ def create_key(
 
 def create_first_key(connection: Connection, organization: str) -> str | None:
     """Make the first key of an installation, or return None when there is one already."""
+    # Several processes may start at once: the second waits here until the first has committed.
+    locks.acquire(connection, "first-key", owner=_PREFIX, ttl_seconds=1)
     if keys.has_any(connection):
         return None
     return create_key(connection, organization=organization, name="first")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from app.base_models import BaseModel, Catalogue
-from app.db.repositories import adapters
+from app.db.repositories import adapters, jobs
 from app.db.repositories.adapters import Adapter
-from app.domain.errors import NotFound
+from app.domain.errors import InvalidInput, ModelInUse, NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +30,34 @@ def find(connection: Connection, catalogue: Catalogue, project_id: str, name: st
             code="model_not_found",
         )
     return Model(catalogue.get(adapter.base_model), adapter)
+
+
+def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: str) -> str | None:
+    """Remove the name of a fine-tuned model, or of the model of a checkpoint.
+
+    Returns:
+        The storage prefix whose content no name stands for any more: the caller's to delete
+        after the commit. None if another name still does.
+
+    Raises:
+        NotFound: no such model in this project.
+        InvalidInput: it is a base model.
+        ModelInUse: a job that has not ended needs it.
+    """
+    adapter = find(connection, catalogue, project_id, name).adapter
+    if adapter is None:
+        raise InvalidInput(
+            f"{name!r} is a base model of the operator's; only fine-tuned models of your own "
+            "can be deleted",
+            param="model",
+        )
+    if jobs.is_adapter_needed(connection, adapter.job_id, adapter.storage_prefix):
+        raise ModelInUse(
+            f"{name} is needed by a fine-tuning job that has not ended; "
+            "cancel the job or wait for it, then delete the model.",
+            param="model",
+        )
+    adapters.remove(connection, project_id, name)
+    if adapters.has_prefix(connection, adapter.storage_prefix):
+        return None
+    return adapter.storage_prefix

@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep
@@ -40,7 +40,7 @@ async def _only_known_fields(request: Request) -> None:
 def create_file(
     resources: ResourcesDep,
     principal: PrincipalDep,
-    file: Annotated[UploadFile, Form(description="JSON lines, one record a line, in UTF-8.")],
+    file: Annotated[UploadFile, File(description="JSON lines, one record a line, in UTF-8.")],
     purpose: Annotated[str, Form(description="`fine-tune`.", examples=["fine-tune"])],
     expires_after_anchor: Annotated[
         Literal["created_at"] | None, Form(alias="expires_after[anchor]")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from app.api.deps import PrincipalDep, ResourcesDep
 from app.api.schemas.common import errors
@@ -17,7 +18,8 @@ from app.api.schemas.inference import (
     CreateChatCompletionRequest,
     CreateCompletionRequest,
 )
-from app.api.streaming import ClientGone, event_stream, unless_gone
+from app.api.streaming import event_stream
+from app.disconnect import unless_disconnected
 from app.inference import AdapterFiles
 from app.inference.port import Route
 from app.resources import Resources
@@ -93,15 +95,18 @@ async def _answer(
     if body.stream:
         return event_stream(await engine.stream(route, wire, adapter))
     try:
-        return JSONResponse(await unless_gone(request, engine.complete(route, wire, adapter)))
-    except ClientGone:
+        return JSONResponse(
+            await unless_disconnected(request, engine.complete(route, wire, adapter))
+        )
+    except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _adapter(resources: Resources, project_id: str, name: str) -> AdapterFiles | None:
     """Return the files of a fine-tuned model, None for a base model. Raises: NotFound."""
+    catalogue = resources.catalogue
     with resources.database.read() as connection:
-        found = models.find(connection, resources.catalogue, project_id, name)
+        found = models.find(connection, catalogue, project_id, name)
     if found.adapter is None:
         return None
     return AdapterFiles(name, resources.storage.directory(found.adapter.storage_prefix))

@@ -35,8 +35,9 @@ def create_job(
     body: CreateFineTuningJobRequest,
 ) -> FineTuningJob:
     """Accept a job. Once this answers, the job ends in a terminal state whatever crashes."""
+    catalogue = resources.catalogue
     with resources.database.write() as connection:
-        job = jobs.create(connection, resources.catalogue, principal, body.to_domain())
+        job = jobs.create(connection, catalogue, principal, body.to_domain())
     sweeper.poke()
     return FineTuningJob.of(job, principal.organization_id)
 

@@ -7,7 +7,6 @@ from app.api.deps import PrincipalDep, ResourcesDep
 from app.api.schemas.common import errors
 from app.api.schemas.models import DeletedModel, Model, ModelList
 from app.db.repositories import adapters
-from app.domain.errors import InvalidInput
 from app.resources import Resources
 from app.services import models
 
@@ -34,8 +33,9 @@ def list_models(resources: ResourcesDep, principal: PrincipalDep) -> ModelList:
     responses=errors(404),
 )
 def retrieve_model(resources: ResourcesDep, principal: PrincipalDep, model: str) -> Model:
+    catalogue = resources.catalogue
     with resources.database.read() as connection:
-        found = models.find(connection, resources.catalogue, principal.project_id, model)
+        found = models.find(connection, catalogue, principal.project_id, model)
     if found.adapter is None:
         return _wire(found.base.id, None, OPERATOR)
     return _wire(found.adapter.name, found.adapter.created_at, principal.organization_name)
@@ -57,18 +57,11 @@ async def delete_model(
 
 
 def _delete(resources: Resources, project_id: str, name: str) -> None:
+    catalogue = resources.catalogue
     with resources.database.write() as connection:
-        found = models.find(connection, resources.catalogue, project_id, name)
-        if found.adapter is None:
-            raise InvalidInput(
-                f"{name!r} is a base model of the operator's; only fine-tuned models of your own "
-                "can be deleted",
-                param="model",
-            )
-        adapters.remove(connection, project_id, name)
-        is_shared = adapters.has_prefix(connection, found.adapter.storage_prefix)
-    if not is_shared:
-        resources.storage.delete(found.adapter.storage_prefix)
+        unused_prefix = models.remove(connection, catalogue, project_id, name)
+    if unused_prefix is not None:
+        resources.storage.delete(unused_prefix)
 
 
 def _wire(name: str, created_at: float | None, owner: str) -> Model:

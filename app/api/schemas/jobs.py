@@ -91,7 +91,8 @@ class CreateFineTuningJobRequest(Request):
     method: Method | None = None
     hyperparameters: Annotated[
         SupervisedHyperparameters | None,
-        Field(deprecated="Use `method` instead."),
+        # Not `Field(deprecated=…)`: that warns whenever the field is read, here too.
+        Field(description="Use `method` instead.", json_schema_extra={"deprecated": True}),
     ] = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     suffix: (

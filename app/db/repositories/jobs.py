@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, insert, or_, select, update
 
 from app.db.clock import now
 from app.db.repositories import events
 from app.db.repositories.pages import Page, fetch_page
 from app.db.tables import jobs
 from app.domain.errors import InvalidTransition, LeaseLost, NotFound
-from app.domain.job_state import JobStatus, sources_of
+from app.domain.job_state import TERMINAL, JobStatus, sources_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,15 @@ def list_in(connection: Connection, status: JobStatus, limit: int) -> list[Job]:
         select(jobs).where(jobs.c.status == status).order_by(jobs.c.created_at).limit(limit)
     )
     return [from_row(row) for row in rows]
+
+
+def is_adapter_needed(connection: Connection, job_id: str, storage_prefix: str) -> bool:
+    """Say whether an adapter's own job still runs, or one that starts from it has not ended."""
+    needs = or_(
+        jobs.c.id == job_id, jobs.c.start_from["storage_prefix"].as_string() == storage_prefix
+    )
+    query = select(jobs.c.id).where(jobs.c.status.not_in(sorted(TERMINAL)), needs).limit(1)
+    return connection.scalar(query) is not None
 
 
 def transition(
