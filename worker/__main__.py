@@ -1,0 +1,37 @@
+"""Entry of the worker process: `python -m worker`, or `tunesmith worker`."""
+
+import logging
+
+from app.db.migrations import upgrade
+from app.lifeline import hold_lifeline
+from app.resources import Resources
+from app.settings import load_settings
+from worker.supervisor import Supervisor
+from worker.tasks import register
+
+# Workers need nothing of each other: the database says who does what.
+_ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def main() -> None:
+    """Run a worker until it is told to stop."""
+    hold_lifeline()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    settings = load_settings()
+    resources = Resources(settings)
+    upgrade(resources.database)
+    supervisor = Supervisor(resources)
+    register(resources.celery, supervisor)
+    try:
+        # Threads, because a supervisor only waits: the work is done in the trainer.
+        resources.celery.worker_main(
+            ["worker", "--pool=threads", "--concurrency=1", "--loglevel=INFO", *_ALONE]
+        )
+    finally:
+        supervisor.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Holding a job's lease: renewed from a thread, told to the trainer through a deadline file."""
+
+import logging
+import struct
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from app.db.database import Database
+from app.db.repositories import leases
+from app.domain.errors import LeaseLost
+
+# The trainer takes no step past this share of the time to live, so that it has certainly stopped
+# when another worker may claim the job.
+FENCE = 0.75
+
+_log = logging.getLogger("tunesmith.worker")
+
+
+class Lease:
+    """A claimed lease, renewed until it is closed or lost.
+
+    Args:
+        epoch: of the claim; every write of this attempt carries it.
+        claimed_at: `time.monotonic()` from before the claim was sent.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        job_id: str,
+        epoch: int,
+        *,
+        ttl_seconds: float,
+        claimed_at: float,
+    ) -> None:
+        self.job_id = job_id
+        self.epoch = epoch
+        self._database = database
+        self._ttl_seconds = ttl_seconds
+        self._lost = threading.Event()
+        self._closing = threading.Event()
+        self._deadline = claimed_at + FENCE * ttl_seconds
+        handle, name = tempfile.mkstemp(prefix="tunesmith-lease-")
+        self._file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - closed by `close`.
+        self.deadline_file = Path(name)
+        self._tell_deadline()
+        self._thread = threading.Thread(target=self._renew_until_closed, name=f"lease {job_id}")
+        self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """True once no write of this attempt can succeed any more, or its deadline has passed."""
+        # Also when a renewal hangs: the other side of the fence does not wait for it.
+        return self._lost.is_set() or time.monotonic() >= self._deadline
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._file.close()
+        self.deadline_file.unlink(missing_ok=True)
+
+    def _renew_until_closed(self) -> None:
+        interval = self._ttl_seconds / 4
+        while not self._closing.wait(interval):
+            # Measured from before the request: the database may have renewed it at any moment
+            # since.
+            asked_at = time.monotonic()
+            try:
+                with self._database.write() as connection:
+                    leases.renew(connection, self.job_id, self.epoch, self._ttl_seconds)
+            except LeaseLost:
+                self._lost.set()
+                return
+            except DBAPIError as error:
+                _log.warning("cannot renew the lease of %s: %s", self.job_id, error.orig)
+                interval = self._ttl_seconds / 20
+                if time.monotonic() >= self._deadline:
+                    self._lost.set()
+                    return
+                continue
+            interval = self._ttl_seconds / 4
+            self._deadline = asked_at + FENCE * self._ttl_seconds
+            self._tell_deadline()
+
+    def _tell_deadline(self) -> None:
+        # Eight bytes in one write: the reader sees the old moment or the new one.
+        self._file.seek(0)
+        self._file.write(struct.pack("<d", self._deadline))

@@ -1,0 +1,290 @@
+"""From the trainer's messages to rows: every write is one short transaction under the lease."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from app.db.clock import now
+from app.db.database import Database
+from app.db.repositories import adapters, events, files, jobs, leases
+from app.db.repositories.files import NewFile
+from app.db.repositories.jobs import Job
+from app.domain.errors import LeaseLost
+from app.domain.ids import checkpoint_model_name, new_id
+from app.domain.job_state import JobStatus
+from app.services.files import RESULTS
+from app.storage import Storage
+from worker.lease import Lease
+
+# Quicker steps than this share one event; the file of results has every one of them.
+STEP_EVENT_INTERVAL_SECONDS = 0.5
+RETRY_SECONDS = 0.5
+LOG_TAIL_CHARACTERS = 4_000
+
+Message = dict[str, Any]
+
+_log = logging.getLogger("tunesmith.worker")
+
+
+class Recorder:
+    """Writes what happens in one attempt.
+
+    Any method may raise LeaseLost: then it wrote nothing.
+    """
+
+    def __init__(self, database: Database, storage: Storage, job: Job, lease: Lease) -> None:
+        self._database = database
+        self._storage = storage
+        self._job = job
+        self._lease = lease
+        self._last_step_event = 0.0
+
+    def prepared(self, message: Message) -> None:
+        """Tell what the data holds before the first step."""
+        told = [
+            f"Training file: {message['records']} records, {message['tokens']} tokens, "
+            f"{message['trainable_tokens']} of them trained on"
+        ]
+        warnings = []
+        if message["truncated_count"]:
+            warnings.append(_count_of_lines(message, "truncated", "longer than the limit: cut"))
+        if message["untrainable_count"]:
+            warnings.append(
+                _count_of_lines(message, "untrainable", "without a token to train on: left out")
+            )
+        if message["start_step"]:
+            told.append(f"Resuming from step {message['start_step']}")
+
+        def write(connection: Connection) -> None:
+            self._check(connection)
+            for text in told:
+                events.add(connection, self._job.id, text)
+            for text in warnings:
+                events.add(connection, self._job.id, text, level="warn")
+
+        self._write(write)
+
+    def step(self, message: Message) -> None:
+        """Tell of a step, unless another was told of just before and more are to come."""
+        moment = time.monotonic()
+        is_last = message["step"] == message["total_steps"]
+        if moment - self._last_step_event < STEP_EVENT_INTERVAL_SECONDS and not is_last:
+            return
+        self._last_step_event = moment
+        remaining = (message["total_steps"] - message["step"]) * message["seconds"]
+        progress = {
+            "step": message["step"],
+            "total_steps": message["total_steps"],
+            "train_loss": message["train_loss"],
+            "tokens_per_second": message["tokens_per_second"],
+            "attempt": self._job.attempts,
+        }
+
+        def write(connection: Connection) -> None:
+            self._check(
+                connection,
+                progress=progress,
+                trained_tokens=message["trained_tokens"],
+                estimated_finish=now() + remaining,
+            )
+            events.add(
+                connection,
+                self._job.id,
+                f"Step {message['step']}/{message['total_steps']}: "
+                f"training loss={message['train_loss']:.4f}",
+                type="metrics",
+                data={key: value for key, value in message.items() if key not in _ADDRESS}
+                | {"eta_seconds": remaining},
+            )
+
+        self._write(write)
+
+    def validation(self, message: Message) -> None:
+        def write(connection: Connection) -> None:
+            self._check(connection)
+            events.add(
+                connection,
+                self._job.id,
+                f"Validation at step {message['step']}: loss={message['valid_loss']:.4f}",
+                type="metrics",
+                data={key: value for key, value in message.items() if key not in _ADDRESS},
+            )
+
+        self._write(write)
+
+    def checkpoint(self, message: Message) -> None:
+        """Move the resume pointer; at the end of an epoch, also name the weights."""
+
+        def write(connection: Connection) -> None:
+            self._check(connection, resume_prefix=message["prefix"], resume_step=message["step"])
+            if message["epoch_end"]:
+                self._name_checkpoint(connection, message)
+
+        self._write(write)
+
+    def finished(self, message: Message) -> None:
+        """Publish: the adapter's name, the file of results and the status, all in one."""
+        result = self._store_results(message["metrics_csv"])
+
+        def write(connection: Connection) -> None:
+            jobs.transition(
+                connection,
+                self._job.id,
+                JobStatus.SUCCEEDED,
+                message="The job has successfully completed",
+                epoch=self._lease.epoch,
+                finished_at=now(),
+                estimated_finish=None,
+                trained_tokens=message["trained_tokens"],
+                result_file=result.id,
+                lease_expires_at=None,
+            )
+            files.add(connection, result)
+            self._name(connection, self._job.output_model, message, is_final=True)
+            events.add(connection, self._job.id, f"New model: {self._job.output_model}")
+
+        self._write(write)
+
+    def failed(self, code: str, text: str, param: str | None) -> None:
+        """End the job for a reason that another attempt would meet again."""
+
+        def write(connection: Connection) -> None:
+            jobs.transition(
+                connection,
+                self._job.id,
+                JobStatus.FAILED,
+                message=text,
+                level="error",
+                epoch=self._lease.epoch,
+                error={"code": code, "message": text, "param": param},
+                finished_at=now(),
+                estimated_finish=None,
+                lease_expires_at=None,
+            )
+
+        self._write(write)
+
+    def crashed(self, cause: str, log_tail: str, max_attempts: int) -> None:
+        """The trainer died: queue the job again, or fail it when it has died too often."""
+        if self._job.attempts >= max_attempts:
+            tail = log_tail[-LOG_TAIL_CHARACTERS:]
+            self.failed(
+                "worker_lost",
+                f"The trainer died {self._job.attempts} times, last by {cause}; the limit is "
+                f"{max_attempts}. Its last lines:\n{tail}",
+                None,
+            )
+            return
+        self._requeue(f"The trainer died by {cause}: job queued again", level="warn")
+
+    def restart_from_scratch(self, reason: str) -> None:
+        """The state to resume from is damaged: begin anew rather than go on from it."""
+        self._requeue(
+            f"{reason}; starting again from the first step",
+            level="warn",
+            resume_prefix=None,
+            resume_step=None,
+        )
+
+    def released(self, message: Message) -> None:
+        """The worker shuts down: give the job back; this attempt does not count."""
+        fields: dict[str, Any] = {"attempts": leases.ONE_ATTEMPT_LESS}
+        if message["prefix"] is not None:
+            fields |= {
+                "resume_prefix": message["prefix"],
+                "resume_step": message["step"],
+            }
+        self._requeue(
+            f"The worker shuts down: job queued again at step {message['step']}",
+            level="info",
+            **fields,
+        )
+
+    def _requeue(self, text: str, *, level: events.Level, **fields: Any) -> None:
+        def write(connection: Connection) -> None:
+            jobs.transition(
+                connection,
+                self._job.id,
+                JobStatus.QUEUED,
+                message=text,
+                level=level,
+                epoch=self._lease.epoch,
+                lease_owner=None,
+                lease_expires_at=None,
+                dispatched_at=None,
+                **fields,
+            )
+
+        self._write(write)
+
+    def _name_checkpoint(self, connection: Connection, message: Message) -> None:
+        if adapters.has_checkpoint(connection, self._job.id, message["step"]):
+            return  # This step was reached before, by an attempt that then began anew.
+        name = checkpoint_model_name(self._job.output_model, message["step"])
+        self._name(connection, name, message, is_final=False)
+        adapters.add_checkpoint(
+            connection,
+            job_id=self._job.id,
+            step=message["step"],
+            model=name,
+            metrics=message["metrics"],
+        )
+        events.add(connection, self._job.id, f"Checkpoint created at step {message['step']}")
+
+    def _name(self, connection: Connection, name: str, message: Message, *, is_final: bool) -> None:
+        adapters.add(
+            connection,
+            name=name,
+            project_id=self._job.project_id,
+            job_id=self._job.id,
+            base_model=self._job.base_model,
+            storage_prefix=f"{message['prefix']}/adapter",
+            manifest_sha256=message["manifest_sha256"],
+            step=message["step"],
+            is_final=is_final,
+        )
+
+    def _store_results(self, metrics_csv: str) -> NewFile:
+        file_id = new_id("file-")
+        key = f"files/{file_id}"
+        content = self._storage.put(key, [metrics_csv.encode()])
+        return NewFile(
+            id=file_id,
+            project_id=self._job.project_id,
+            purpose=RESULTS,
+            filename="step_metrics.csv",
+            bytes=content.bytes,
+            sha256=content.sha256,
+            storage_key=key,
+        )
+
+    def _check(self, connection: Connection, **fields: Any) -> None:
+        leases.write(connection, self._job.id, self._lease.epoch, **fields)
+
+    def _write(self, write: Callable[[Connection], None]) -> None:
+        """Run a write until the database takes it or the lease is lost."""
+        while True:
+            try:
+                with self._database.write() as connection:
+                    write(connection)
+                return
+            except OperationalError as error:
+                if self._lease.is_lost:
+                    raise LeaseLost() from error
+                _log.warning("the database is away, trying again: %s", error.orig)
+                time.sleep(RETRY_SECONDS)
+
+
+_ADDRESS = frozenset({"type", "job_id", "epoch"})
+
+
+def _count_of_lines(message: Message, kind: str, what: str) -> str:
+    lines = message[f"{kind}_lines"]
+    shown = ", ".join(str(line) for line in lines)
+    count = message[f"{kind}_count"]
+    more = ", …" if count > len(lines) else ""
+    return f"{count} records {what} (lines {shown}{more})"
