@@ -1,0 +1,191 @@
+"""The engine's routes: OpenAI's wire, and vLLM's calls to load and unload adapters.
+
+| route | answers |
+|---|---|
+| `GET /health` | 200 while every generation loop runs, else 503 |
+| `GET /v1/models` | the loaded base models and adapters |
+| `POST /v1/chat/completions` | OpenAI's, whole or as server-sent events |
+| `POST /v1/completions` | OpenAI's, whole or as server-sent events |
+| `POST /v1/load_lora_adapter` | puts an adapter into service |
+| `POST /v1/unload_lora_adapter` | takes it out of service |
+| `GET /v1/engine/stats` | what the loops are doing |
+
+`tools` go into the prompt if the chat template supports them; `tool_choice` "none" leaves them
+out. What a model then writes is returned as text in its template's own form: it is not parsed
+into `tool_calls`.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from app.disconnect import unless_disconnected
+from app.domain.errors import DomainError, EngineUnavailable, TooLarge
+from worker.serving.answers import chunk, collect, stream_parts, usage, whole
+from worker.serving.bearer import BearerAuthentication
+from worker.serving.engine import Engine, FindBase, LoadTrunk, ServedModel
+from worker.serving.errors import (
+    answer_domain_error,
+    answer_http_error,
+    answer_unexpected_error,
+    envelope,
+)
+from worker.serving.responses import (
+    END_OF_EVENTS,
+    EventStream,
+    event,
+    json_response,
+)
+from worker.serving.settings import EngineSettings
+from worker.serving.submission import Submission, submit_chat, submit_completion
+from worker.serving.wire import AdapterLoad, AdapterUnload, parse
+
+# The de-facto status for "the client closed the request", which no one is there to read.
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(settings: EngineSettings, find_base: FindBase, load_trunk: LoadTrunk) -> Starlette:
+    """Return the engine as an ASGI application; it loads `settings.preload` when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        engine = Engine(settings, find_base, load_trunk)
+        try:
+            for name in settings.preload:
+                await engine.load_base(name)
+            app.state.engine = engine
+            app.state.max_body_bytes = settings.max_body_bytes
+            yield
+        finally:
+            engine.close()
+
+    return Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/health", _health),
+            Route("/v1/models", _models),
+            Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
+            Route("/v1/completions", _completions, methods=["POST"]),
+            Route("/v1/load_lora_adapter", _load_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", _unload_adapter, methods=["POST"]),
+            Route("/v1/engine/stats", _stats),
+        ],
+        middleware=[Middleware(BearerAuthentication, api_key=settings.api_key)],
+        exception_handlers={
+            DomainError: answer_domain_error,
+            HTTPException: answer_http_error,
+            ClientDisconnect: _answer_no_one,
+            Exception: answer_unexpected_error,
+        },
+    )
+
+
+async def _health(request: Request) -> Response:
+    if not _engine(request).is_healthy:
+        raise EngineUnavailable("a generation loop has ended")
+    return json_response({})
+
+
+async def _models(request: Request) -> Response:
+    models = [_model_object(model) for model in _engine(request).models()]
+    return json_response({"object": "list", "data": models})
+
+
+async def _stats(request: Request) -> Response:
+    return json_response(_engine(request).stats())
+
+
+async def _load_adapter(request: Request) -> Response:
+    asked = parse(AdapterLoad, await _body(request))
+    await _engine(request).load_adapter(asked.lora_name, asked.lora_path)
+    return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
+
+
+async def _unload_adapter(request: Request) -> Response:
+    asked = parse(AdapterUnload, await _body(request))
+    _engine(request).unload_adapter(asked.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+
+
+async def _chat_completions(request: Request) -> Response:
+    return await _answer(request, submit_chat)
+
+
+async def _completions(request: Request) -> Response:
+    return await _answer(request, submit_completion)
+
+
+async def _answer(
+    request: Request, submit: Callable[[Engine, bytes], Awaitable[Submission]]
+) -> Response:
+    submission = await submit(_engine(request), await _body(request))
+    cancel = submission.generation.cancel
+    if submission.is_stream:
+        return EventStream(_events(submission), on_end=cancel)
+    try:
+        pieces = await unless_disconnected(request, collect(submission.generation))
+    finally:
+        cancel()
+    heading, wording = submission.heading, submission.wording
+    return json_response(whole(heading, wording, pieces, submission.prompt_tokens))
+
+
+async def _events(submission: Submission) -> AsyncIterator[bytes]:
+    """Yield an answer as server-sent events; an error in the middle is the last of them."""
+    heading, wording = submission.heading, submission.wording
+    # Once usage is asked for, every chunk has the field, and the last one its value.
+    more: dict[str, Any] = {"usage": None} if submission.has_stream_usage else {}
+    for choice in wording.opening():
+        yield event(chunk(heading, wording, [choice], **more))
+    ends = []
+    try:
+        async for piece in submission.generation:
+            for part in stream_parts(piece):
+                yield event(chunk(heading, wording, [wording.chunk_choice(part)], **more))
+            if piece.finish_reason is not None:
+                ends.append(piece)
+    except DomainError as error:
+        yield event(envelope(error))
+        return
+    if submission.has_stream_usage:
+        yield event(chunk(heading, wording, [], usage=usage(submission.prompt_tokens, ends)))
+    yield END_OF_EVENTS
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body. Raises: TooLarge, as soon as it is."""
+    limit: int = request.app.state.max_body_bytes
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise TooLarge(f"the request is longer than {limit:,} bytes")
+    return bytes(body)
+
+
+def _model_object(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "tunesmith",
+        "root": str(model.directory),
+        "parent": model.base.files.id if model.slot is not None else None,
+        "max_model_len": model.base.files.context_length,
+    }
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def _answer_no_one(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

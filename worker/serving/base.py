@@ -1,0 +1,84 @@
+"""One base model in service: its weights, tokens, chat template and generation loop."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from app.base_models import InstalledBaseModel
+from app.domain.errors import InvalidInput
+from worker.serving.loop import GenerationLoop, LoopLimits
+from worker.serving.vocabulary import Vocabulary
+from worker.trunk.chat import encode_completion_prompt, encode_prompt
+from worker.trunk.trunk import Trunk
+
+T = TypeVar("T")
+
+
+class ServedBase:
+    """A loaded base model and the threads that work for it.
+
+    Attributes:
+        files: where it came from.
+        loop: generates; see `worker.serving.generation` for how to talk to it.
+        vocab_size: token ids below this can be in a prompt.
+    """
+
+    def __init__(
+        self,
+        files: InstalledBaseModel,
+        trunk: Trunk,
+        limits: LoopLimits,
+        event_loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.files = files
+        self.vocab_size = int(trunk.head_weight.shape[0])
+        self.vocabulary = Vocabulary(trunk.tokenizer, end_token_ids(trunk))
+        self.loop = GenerationLoop(trunk, self.vocabulary, limits, event_loop)
+        self._tokenizer = trunk.tokenizer
+        # One thread, since a tokenizer is not safe to share; and off the event loop, since a
+        # long conversation takes its time.
+        self._encoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding")
+
+    async def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        chat_template: str | None,
+    ) -> list[int]:
+        """Return the prompt's token ids, as training rendered it.
+
+        Args:
+            messages: as `as_template_messages` returns them.
+            chat_template: takes the place of the base model's own.
+
+        Raises:
+            InvalidInput: the template does not accept the messages or the tools.
+        """
+
+        def encode() -> list[int]:
+            return encode_prompt(self._tokenizer, messages, tools or None, chat_template)
+
+        try:
+            return await self._off_event_loop(encode)
+        except InvalidInput as error:
+            error.param = error.param or "messages"
+            raise
+
+    async def encode_text(self, prompt: str) -> list[int]:
+        """Return the token ids of a plain prompt, as training encoded it."""
+        return await self._off_event_loop(lambda: encode_completion_prompt(self._tokenizer, prompt))
+
+    def close(self) -> None:
+        self.loop.close()
+        self._encoding.shutdown(cancel_futures=True)
+
+    async def _off_event_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
+
+
+def end_token_ids(trunk: Trunk) -> frozenset[int]:
+    """Return the tokens that end an answer: the tokenizer's, and those the model's files name."""
+    configured = getattr(trunk.model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(one for one in (*ids, trunk.tokenizer.eos_token_id) if isinstance(one, int))

@@ -1,0 +1,186 @@
+"""The engine: which base models and adapters are in service, and under which names."""
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.base_models import InstalledBaseModel
+from app.domain.errors import InvalidInput, NotFound, Unavailable
+from worker.serving.adapters import check_fits, inspect_adapter, locate_adapter
+from worker.serving.base import ServedBase
+from worker.serving.loop import LoopLimits
+from worker.serving.settings import EngineSettings
+from worker.trunk.peft_format import load_adapter
+from worker.trunk.trunk import Trunk
+
+logger = logging.getLogger(__name__)
+
+FindBase = Callable[[str], InstalledBaseModel]
+LoadTrunk = Callable[[Path], Trunk]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a model name stands for. It never changes: another version has another name.
+
+    Attributes:
+        directory: where its weights were read from.
+        fingerprint: differs wherever answers could.
+        slot: the adapter's name in the loop of `base`; None is the base model itself.
+        chat_template: the adapter's own; None is the base model's.
+    """
+
+    name: str
+    base: ServedBase
+    directory: Path
+    fingerprint: str
+    slot: str | None = None
+    chat_template: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Engine:
+    """Base models and adapters by name. Used on the event loop alone.
+
+    Args:
+        settings: limits, and where adapters may lie.
+        find_base: returns the files of a base model by its id or name, fetching them if need
+            be; raises NotFound. Runs on a thread.
+        load_trunk: reads them into memory. Runs on a thread.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, find_base: FindBase, load_trunk: LoadTrunk
+    ) -> None:
+        self._settings = settings
+        self._find_base = find_base
+        self._load_trunk = load_trunk
+        self._bases: dict[str, ServedModel] = {}  # By id and by every other name asked for.
+        self._adapters: OrderedDict[str, ServedModel] = OrderedDict()  # Last used, last in order.
+        self._base_loading = asyncio.Lock()
+        self._adapter_loading = asyncio.Lock()
+        self._slot_numbers = itertools.count(1)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether every generation loop is running."""
+        return all(model.base.loop.is_alive for model in self._bases.values())
+
+    async def resolve(self, name: str) -> ServedModel:
+        """Return what a model name stands for, loading a base model on first use.
+
+        Raises:
+            NotFound: there is no such base model, and no such adapter is loaded.
+            InvalidInput: the base model's files cannot be used.
+        """
+        if name in self._adapters:
+            self._adapters.move_to_end(name)
+            return self._adapters[name]
+        return await self.load_base(name)
+
+    async def load_base(self, name: str) -> ServedModel:
+        """Load a base model unless it is loaded. Raises: NotFound, InvalidInput."""
+        if name not in self._bases:
+            files = await asyncio.to_thread(self._find_base, name)
+            async with self._base_loading:
+                if files.id not in self._bases:
+                    self._bases[files.id] = await self._served_base(files)
+                self._bases[name] = self._bases[files.id]
+        return self._bases[name]
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Put an adapter into service; doing so twice is not an error.
+
+        Raises:
+            InvalidInput: the path is not allowed, the name stands for something else, or the
+                adapter is damaged or was trained for something else; the message says which.
+            Unavailable: every place is taken by an adapter in use.
+        """
+        root = self._settings.adapter_root
+        directory = await asyncio.to_thread(locate_adapter, root, path)
+        async with self._adapter_loading:
+            existing = self._adapters.get(name) or self._bases.get(name)
+            if existing is None:
+                self._adapters[name] = await self._served_adapter(name, directory)
+                logger.info("loaded adapter %s from %s", name, directory)
+            elif existing.directory != directory:
+                raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter out of service; its running answers go on. Raises: NotFound."""
+        if name not in self._adapters:
+            raise NotFound(f"no adapter {name!r} is loaded", param="lora_name")
+        self._drop(name)
+
+    def models(self) -> list[ServedModel]:
+        """Return the base models and adapters that are loaded."""
+        bases = {model.name: model for model in self._bases.values()}
+        return [*bases.values(), *self._adapters.values()]
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the loops are doing, together and for each base model."""
+        loops = {m.name: asdict(m.base.loop.stats()) for m in self._bases.values()}
+        totals = {
+            key: sum(stats[key] for stats in loops.values())
+            for key in ("running", "waiting", "steps", "generated_tokens", "cancelled")
+        }
+        return {**totals, "adapters": list(self._adapters), "bases": loops}
+
+    def close(self) -> None:
+        """End every loop after its step in progress."""
+        for model in {model.name: model for model in self._bases.values()}.values():
+            model.base.close()
+
+    async def _served_base(self, files: InstalledBaseModel) -> ServedModel:
+        started = time.monotonic()
+        trunk = await asyncio.to_thread(self._load_trunk, files.directory)
+        limits = LoopLimits(
+            max_running=self._settings.max_running,
+            max_queued=self._settings.max_queued,
+            prefill_tokens_per_step=self._settings.prefill_tokens_per_step,
+        )
+        base = ServedBase(files, trunk, limits, asyncio.get_running_loop())
+        logger.info("loaded base model %s in %.1f s", files.id, time.monotonic() - started)
+        return ServedModel(files.id, base, files.directory, _fingerprint(files.revision))
+
+    async def _served_adapter(self, name: str, directory: Path) -> ServedModel:
+        files = await asyncio.to_thread(inspect_adapter, directory)
+        try:
+            base = (await self.load_base(files.base_name)).base
+        except NotFound:
+            raise InvalidInput(
+                f"the adapter was trained on {files.base_name!r}, which is not served here",
+                param="lora_path",
+            ) from None
+        await asyncio.to_thread(check_fits, files, base.files)
+        adapter = await asyncio.to_thread(load_adapter, directory)
+        self._make_room()
+        slot = f"{name}#{next(self._slot_numbers)}"
+        await asyncio.wrap_future(base.loop.attach(slot, adapter))
+        fingerprint = _fingerprint(base.files.revision, files.digest)
+        return ServedModel(name, base, directory, fingerprint, slot, files.chat_template)
+
+    def _make_room(self) -> None:
+        while len(self._adapters) >= self._settings.max_adapters:
+            idle = (n for n, m in self._adapters.items() if m.slot and m.base.loop.is_idle(m.slot))
+            name = next(idle, None)
+            if name is None:
+                raise Unavailable("every adapter in memory is in use; try again")
+            logger.info("dropped adapter %s to make room", name)
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        model = self._adapters.pop(name)
+        assert model.slot is not None
+        model.base.loop.detach(model.slot)
+
+
+def _fingerprint(*parts: str) -> str:
+    return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

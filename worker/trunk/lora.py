@@ -1,0 +1,193 @@
+"""LoRA adapters: their weights, and the one linear layer that serves training and inference.
+
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685. An adapted linear layer computes
+`y = W x + (alpha / r) B A x`, with `A [r, in]` and `B [out, r]`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from app.domain.errors import InvalidInput
+from app.domain.job_spec import LoraSpec
+from worker.trunk.lora_function import LoraRows, LoraUpdate, lora_linear
+from worker.trunk.routing import Routing
+
+# Up to this many rows, one product with all adapters side by side costs less than one small
+# product for each: the operations' own overhead exceeds the wasted arithmetic.
+_SIDE_BY_SIDE_MAX_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """The update of one linear layer: `a` [r, in] and `b` [out, r]."""
+
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(slots=True)
+class LoraAdapter:
+    """An adapter: its shape, and its weights by module path (`model.layers.0.mlp.up_proj`)."""
+
+    spec: LoraSpec
+    weights: dict[str, LoraPair]
+
+    @property
+    def scaling(self) -> float:
+        return self.spec.alpha / self.spec.r
+
+
+def new_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> LoraAdapter:
+    """Return a fresh float32 adapter that does not change the model yet.
+
+    As in PEFT, `A` is uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5) and `B` is zero. The
+    weights are drawn on the CPU, so that a seed means the same on every device.
+
+    Raises:
+        InvalidInput: the model has no linear layer of a target's name.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, LoraPair] = {}
+    for path, module in adaptable_modules(model, spec.target_modules):
+        out_features, in_features = module.weight.shape
+        bound = in_features**-0.5
+        a = torch.empty(spec.r, in_features).uniform_(-bound, bound, generator=generator)
+        device = module.weight.device
+        weights[path] = LoraPair(a.to(device), torch.zeros(out_features, spec.r, device=device))
+    return LoraAdapter(spec, weights)
+
+
+def adaptable_modules(
+    model: PreTrainedModel, targets: Sequence[str]
+) -> Iterator[tuple[str, "nn.Linear | LoraSlotsLinear"]]:
+    """Yield each linear layer whose last name is among `targets`, with its path.
+
+    Raises:
+        InvalidInput: the model has no linear layer of a target's name.
+    """
+    missing = set(targets)
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name in targets and isinstance(module, nn.Linear | LoraSlotsLinear):
+            missing.discard(name)
+            yield path, module
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise InvalidInput(f"the base model has no linear layer named {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    update: LoraUpdate
+    dropout: float
+    generator: torch.Generator | None
+
+
+class LoraSlotsLinear(nn.Module):
+    """One frozen linear layer and the updates of any number of adapters.
+
+    Rows of segments without an adapter get exactly the base layer's result. Adapters in one
+    batch may differ in rank, and each layer holds only those that target it.
+
+    Args:
+        base: the layer to wrap; its parameters are shared, not copied.
+        routing: which rows go through which adapter; renewed by the trunk for each batch.
+    """
+
+    def __init__(self, base: nn.Linear, routing: Routing) -> None:
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self._routing = routing
+        self._slots: dict[str, _Slot] = {}
+        self._side_by_side: _SideBySide | None = None
+
+    def add(
+        self,
+        name: str,
+        pair: LoraPair,
+        scaling: float,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Give an adapter a slot.
+
+        Raises:
+            InvalidInput: the pair does not fit this layer.
+        """
+        rank = pair.a.shape[0]
+        if pair.a.shape != (rank, self.in_features) or pair.b.shape != (self.out_features, rank):
+            raise InvalidInput("the adapter was made for a base model of another shape")
+        self._slots[name] = _Slot(LoraUpdate(pair.a, pair.b, scaling), dropout, generator)
+        self._side_by_side = None
+
+    def remove(self, name: str) -> None:
+        """Free an adapter's slot; one that is not there is not an error."""
+        self._slots.pop(name, None)
+        self._side_by_side = None
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """Return [..., out] for `stream` [..., in]; the leading sizes multiply to the tokens."""
+        routed = [rows for rows in self._routing.rows if rows.adapter in self._slots]
+        if not routed:
+            return linear(stream, self.weight, self.bias)
+        flat = stream.reshape(-1, self.in_features)
+        needs_gradient = torch.is_grad_enabled()
+        if len(routed) > 1 and not needs_gradient and flat.shape[0] <= _SIDE_BY_SIDE_MAX_ROWS:
+            output = self._forward_side_by_side(flat, tuple(rows.adapter for rows in routed))
+        else:
+            groups: list[LoraRows] = []
+            for rows in routed:
+                slot = self._slots[rows.adapter]
+                keep = _dropout_mask(slot, rows.take(flat)) if needs_gradient else None
+                groups.append(LoraRows(rows, slot.update, keep, 1.0 - slot.dropout))
+            output = lora_linear(flat, self.weight, self.bias, groups)
+        return output.view(*stream.shape[:-1], self.out_features)
+
+    def _forward_side_by_side(self, flat: Tensor, names: tuple[str, ...]) -> Tensor:
+        """Compute all adapters in two products: each row keeps its own adapter's columns."""
+        beside = self._side_by_side
+        if beside is None or tuple(name for name, _ in beside.columns) != names:
+            updates = [(name, self._slots[name].update) for name in names]
+            beside = _SideBySide.of(updates, flat.dtype)
+            self._side_by_side = beside
+        output = linear(flat, self.weight, self.bias)
+        inner = flat @ beside.a  # [tokens, sum of ranks]
+        inner.masked_fill_(self._routing.foreign_columns(beside.columns, flat.device), 0.0)
+        return output.addmm_(inner, beside.b)
+
+
+@dataclass(frozen=True, slots=True)
+class _SideBySide:
+    """Adapters of one layer laid side by side.
+
+    Attributes:
+        columns: each adapter's name and rank, in order.
+        a: [in, sum of ranks].
+        b: [sum of ranks, out], scaled.
+    """
+
+    columns: tuple[tuple[str, int], ...]
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def of(cls, updates: Sequence[tuple[str, LoraUpdate]], dtype: torch.dtype) -> "_SideBySide":
+        return cls(
+            columns=tuple((name, update.a.shape[0]) for name, update in updates),
+            a=torch.cat([update.a for _, update in updates]).t().to(dtype).contiguous(),
+            b=torch.cat([update.b.t() * update.scaling for _, update in updates]).to(dtype),
+        )
+
+
+def _dropout_mask(slot: _Slot, rows: Tensor) -> Tensor | None:
+    """Draw [rows, in] bool from the adapter's own generator: its batch mates change nothing."""
+    if slot.dropout == 0.0 or slot.generator is None:
+        return None
+    keep = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+    return keep.bernoulli_(1.0 - slot.dropout, generator=slot.generator)

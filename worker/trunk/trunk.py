@@ -1,0 +1,197 @@
+"""A base model in memory: frozen, computing packed batches, with adapters attached."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from app.domain.errors import InvalidInput
+from worker.trunk.attention import ATTENTION_NAME
+from worker.trunk.batch import PackedBatch, SequenceRows, pack
+from worker.trunk.cache import SequenceCache
+from worker.trunk.device import DeviceProfile
+from worker.trunk.lora import LoraAdapter, LoraPair, LoraSlotsLinear
+from worker.trunk.routing import Routing
+
+
+class Trunk:
+    """The frozen base model. One thread uses it at a time.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        directory: where it was loaded from.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.directory = directory
+        head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._head_weight: Tensor = head.weight
+        self._routing = Routing()
+        self._adapters: dict[str, LoraAdapter] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head_weight.dtype
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding, [vocab, hidden]."""
+        return self._head_weight
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the attached adapters."""
+        return tuple(self._adapters)
+
+    def new_cache(self, capacity: int = 128) -> SequenceCache:
+        """Return an empty cache for one sequence, with room for `capacity` tokens at first."""
+        return SequenceCache(self.num_layers, capacity)
+
+    def attach(
+        self, name: str, adapter: LoraAdapter, generator: torch.Generator | None = None
+    ) -> None:
+        """Make an adapter's update available to segments that name it.
+
+        The tensors are shared, not copied, if they are on this device already.
+
+        Args:
+            name: what segments call it; must not be attached yet.
+            adapter: its weights.
+            generator: source of its dropout while gradients are computed; None drops nothing.
+
+        Raises:
+            InvalidInput: the adapter was made for another base model.
+        """
+        if name in self._adapters:
+            raise ValueError(f"an adapter named {name!r} is attached already")
+        self._adapters[name] = adapter
+        dropout = adapter.spec.dropout if generator is not None else 0.0
+        try:
+            for path, pair in adapter.weights.items():
+                on_device = LoraPair(pair.a.to(self.device), pair.b.to(self.device))
+                self._slots(path).add(name, on_device, adapter.scaling, dropout, generator)
+        except InvalidInput:
+            self.detach(name)
+            raise
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter; one that is not attached is not an error."""
+        self._adapters.pop(name, None)
+        for module in self.model.modules():
+            if isinstance(module, LoraSlotsLinear):
+                module.remove(name)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the last layer's normalised rows, [tokens, hidden], in the trunk's dtype."""
+        self._routing.set(batch.segments, batch.input_ids.shape[0], self.device)
+        output = self.model.base_model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            segments=batch.segments,
+        )
+        rows: Tensor = output.last_hidden_state[0]
+        return rows
+
+    def logits(self, hidden_rows: Tensor) -> Tensor:
+        """Return [rows, vocab] float32 for `hidden_rows` [rows, hidden]."""
+        return torch.nn.functional.linear(hidden_rows, self.head_weight).float()
+
+    def _slots(self, path: str) -> LoraSlotsLinear:
+        """Return the LoRA layer at a path, wrapping the linear layer there if it is plain."""
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            module = None
+        if isinstance(module, LoraSlotsLinear):
+            return module
+        if not isinstance(module, nn.Linear):
+            raise InvalidInput(f"the base model has no linear layer {path!r}")
+        wrapped = LoraSlotsLinear(module, self._routing)
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, wrapped)
+        return wrapped
+
+
+def load_trunk(directory: Path, profile: DeviceProfile) -> Trunk:
+    """Load a base model from a local directory in Hugging Face's layout.
+
+    Only safetensors are read and no code from the directory is run.
+
+    Raises:
+        InvalidInput: the directory holds no such model, or one that needs its own code, is
+            quantized, or computes something that packed batches cannot express.
+    """
+    _refuse_unsupported(directory)
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, **common)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=profile.dtype,
+            attn_implementation=ATTENTION_NAME,
+            use_safetensors=True,
+            **common,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(f"the base model cannot be loaded: {error}") from error
+    trunk = Trunk(model.to(profile.device).eval().requires_grad_(False), tokenizer, directory)
+    _check_packing(trunk)
+    return trunk
+
+
+def _refuse_unsupported(directory: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            config = msgspec.json.decode((directory / name).read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            raise InvalidInput(f"the base model has no readable {name}") from error
+        if "auto_map" in config:
+            raise InvalidInput("the base model needs code of its own, which is never run")
+        if "quantization_config" in config:
+            raise InvalidInput("the base model is quantized; convert it to plain safetensors")
+
+
+def _check_packing(trunk: Trunk) -> None:
+    """Compare a packed batch with transformers' own forward pass of one of its sequences.
+
+    It catches whatever this trunk does not know of: layers that look across segments, scaled or
+    soft-capped logits, a bias in the output layer.
+    """
+    ids = [index % trunk.model.config.vocab_size for index in range(3, 11)]
+    try:
+        with torch.no_grad():
+            batch = pack([SequenceRows(ids[:3]), SequenceRows(ids)], trunk.device)
+            packed = trunk.logits(trunk.hidden(batch)[3:])
+            alone = pack([SequenceRows(ids)], trunk.device)
+            expected = (
+                trunk.model(
+                    input_ids=alone.input_ids[None], use_cache=False, segments=alone.segments
+                )
+                .logits[0]
+                .float()
+            )
+    except (NotImplementedError, TypeError) as error:
+        raise InvalidInput(f"this kind of base model is not supported: {error}") from error
+    if (packed - expected).norm() > 0.02 * expected.norm():
+        raise InvalidInput("this kind of base model is not supported: it cannot be packed")
