@@ -131,7 +131,9 @@ class Conversation:
 def _refuse_ignored_fields(
     messages: Messages, tools: list[dict[str, Any]] | None, template: str
 ) -> None:
-    used = {field for message in messages for field in message} | ({"tools"} if tools else set())
+    used = {field for message in messages for field, value in message.items() if value}
+    if tools:
+        used.add("tools")
     for field in ("tools", "tool_calls", "function_call"):
         if field in used and field not in template:
             raise InvalidInput(f"the base model's chat template does not support {field!r}")

@@ -26,7 +26,7 @@ def convert(gguf: Path, into: Path) -> None:
     plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
-    plain.to(dtype=torch.bfloat16).save_pretrained(into)
+    plain.to(torch.bfloat16).save_pretrained(into)  # type: ignore[arg-type]
     tokenizer.save_pretrained(into)
 
 

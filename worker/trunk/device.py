@@ -37,17 +37,22 @@ class DeviceProfile:
 def probe_device(environment: Mapping[str, str] = os.environ) -> DeviceProfile:
     """Set the number of threads, then measure the device and choose its number format.
 
-    bfloat16 is chosen where it is measured at least as fast as float32: a processor without
-    bfloat16 units is up to fifty times slower in it.
+    A GPU computes in bfloat16 if it can. A CPU does where that is measured at least as fast as
+    float32: without bfloat16 units it is up to fifty times slower.
     """
     threads = int(environment.get("TUNESMITH_THREADS") or os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    gflops = {"float32": _matmul_gflops(device, torch.float32)}
-    if device == "cpu" or torch.cuda.is_bf16_supported():
-        gflops["bfloat16"] = _matmul_gflops(device, torch.bfloat16)
-    is_faster = gflops.get("bfloat16", 0.0) >= gflops["float32"]
-    return DeviceProfile(device, "bfloat16" if is_faster else "float32", threads, gflops)
+    gflops = {
+        name: _matmul_gflops(device, dtype)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+    if device == "cuda":
+        # So small a product is over before a GPU is warm: its rate tells nothing.
+        is_chosen = torch.cuda.is_bf16_supported()
+    else:
+        is_chosen = gflops["bfloat16"] >= gflops["float32"]
+    return DeviceProfile(device, "bfloat16" if is_chosen else "float32", threads, gflops)
 
 
 def _matmul_gflops(device: str, dtype: torch.dtype, repeats: int = 3) -> float:

@@ -27,6 +27,7 @@ class Trunk:
 
     Attributes:
         model: in eval mode, without gradients.
+        head_weight: the output embedding, [vocab, hidden].
         directory: where it was loaded from.
     """
 
@@ -37,7 +38,7 @@ class Trunk:
         self.tokenizer = tokenizer
         self.directory = directory
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._head_weight: Tensor = head.weight
+        self.head_weight: Tensor = head.weight
         self._routing = Routing()
         self._adapters: dict[str, LoraAdapter] = {}
 
@@ -48,11 +49,6 @@ class Trunk:
     @property
     def dtype(self) -> torch.dtype:
         return self.head_weight.dtype
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The output embedding, [vocab, hidden]."""
-        return self._head_weight
 
     @property
     def num_layers(self) -> int:
@@ -170,6 +166,8 @@ def _refuse_unsupported(directory: Path) -> None:
             raise InvalidInput("the base model needs code of its own, which is never run")
         if "quantization_config" in config:
             raise InvalidInput("the base model is quantized; convert it to plain safetensors")
+    if not (directory / "tokenizer.json").exists():
+        raise InvalidInput("the base model has no tokenizer.json")
 
 
 def _check_packing(trunk: Trunk) -> None:
