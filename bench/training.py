@@ -154,9 +154,9 @@ class Interleave(TrainerCallback):
         self._timings.peer_seconds.append(time.process_time() - self._started)
         started = time.process_time()
         (found,) = trunk_step(self._trunk, [self._session], TOKEN_BUDGET)
-        self._session.update(found.loss, found.accuracy, found.batch)
+        self._session.update(found)
         self._timings.own_seconds.append(time.process_time() - started)
-        self._timings.tokens.append(sum(part.num_tokens for part in found.batch))
+        self._timings.tokens.append(found.num_tokens)
 
 
 def race(model: Path, trunk: Trunk, samples: Sequence[Sample], *, checkpointing: bool) -> Timings:

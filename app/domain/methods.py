@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from app.domain.registry import Registry
 
-Auto = Literal["auto"]
+# As an `enum` of one: generators of clients stumble over a `const` beside a number.
+Auto = Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"]})]
 
 
 class SupervisedHyperparameters(BaseModel):

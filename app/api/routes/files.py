@@ -40,7 +40,14 @@ async def _only_known_fields(request: Request) -> None:
 def create_file(
     resources: ResourcesDep,
     principal: PrincipalDep,
-    file: Annotated[UploadFile, File(description="JSON lines, one record a line, in UTF-8.")],
+    file: Annotated[
+        UploadFile,
+        # `format` is what generators of clients know a file by, as in OpenAPI 3.0.
+        File(
+            description="JSON lines, one record a line, in UTF-8.",
+            json_schema_extra={"format": "binary"},
+        ),
+    ],
     purpose: Annotated[str, Form(description="`fine-tune`.", examples=["fine-tune"])],
     expires_after_anchor: Annotated[
         Literal["created_at"] | None, Form(alias="expires_after[anchor]")

@@ -52,9 +52,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         429: "Too many requests are waiting.",
         503: "A part of the service is not available right now.",
     }
-    return {
+    documented: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": told[status]} for status in (401, *statuses)
     }
+    # Named, or FastAPI would document its own 422, which never comes.
+    return documented | {"4XX": {"model": ErrorResponse, "description": "Any other mistake."}}
 
 
 ListObject = Literal["list"]
