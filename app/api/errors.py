@@ -113,6 +113,9 @@ def explain_validation(
         path = f"{path}.{context['discriminator'].strip(chr(39))}"
         expected, tag = context["expected_tags"], context["tag"]
         return f"Invalid {path!r}: expected {expected}, found {tag!r}.", path, "invalid_value"
+    if first["type"] == "union_tag_not_found":
+        path = f"{path}.{first['ctx']['discriminator'].strip(chr(39))}"
+        return f"Missing required field {path!r}.", path, "missing_required_field"
     if all(error["type"] == "missing" for error in same):
         return f"Missing required field {path!r}.", path, "missing_required_field"
     expected = " or ".join(dict.fromkeys(_expectation(error["msg"]) for error in same))

@@ -1,6 +1,7 @@
 """The operator's catalogue of base models: a TOML file, the only way a model can enter."""
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from app.base_models.sources import SOURCES
 from app.domain.errors import InvalidInput, NotFound
@@ -78,8 +81,11 @@ def parse_catalogue(text: str, origin: str) -> Catalogue:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{origin}: not valid TOML: {error}") from None
+    entries = document.get("models", [])
+    if not isinstance(entries, list):
+        raise InvalidInput(f"{origin}: 'models' must be an array of tables, [[models]]")
     models: dict[str, BaseModel] = {}
-    for number, entry in enumerate(document.get("models", ()), start=1):
+    for number, entry in enumerate(entries, start=1):
         model = _entry(entry, f"{origin}: models[{number}]")
         if model.id in models:
             raise InvalidInput(f"{origin}: models[{number}]: id {model.id!r} is there already")
@@ -114,33 +120,40 @@ def _default_catalogue() -> Catalogue:
     return parse_catalogue(DEFAULT_CATALOGUE.read_text(), "the default catalogue")
 
 
-def _entry(entry: Any, where: str) -> BaseModel:
-    if not isinstance(entry, dict):
-        raise InvalidInput(f"{where}: expected a table")
-    for field, kind in _REQUIRED.items():
-        if field not in entry:
-            raise InvalidInput(f"{where}: {field!r} is missing")
-        if not isinstance(entry[field], kind):
-            raise InvalidInput(f"{where}: {field!r} must be a {kind.__name__}")
-    for field in entry:
-        if field not in _REQUIRED and field not in _OPTIONAL:
-            raise InvalidInput(f"{where}: unknown field {field!r}")
-    if not _ID.fullmatch(entry["id"]) or ".." in entry["id"] or entry["id"].startswith("ft:"):
-        raise InvalidInput(
-            f"{where}: id {entry['id']!r} may hold letters, digits, '.', '_', '-', '/'"
-        )
-    scheme = entry["source"].partition(":")[0]
-    SOURCES[scheme]  # Raises UnknownName with the known ones.
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    source: str
+    tasks: list[str]
+    context_length: Annotated[int, msgspec.Meta(ge=1)]
+    licence: str
+    revision: str = "main"
+    sha256: str | None = None
+    name: str | None = None
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_LEARNING_RATE
+
+
+def _entry(fields: Any, where: str) -> BaseModel:
+    try:
+        entry = msgspec.convert(fields, _Entry)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).replace("`", "'").partition(" - at '$.")
+        field = f"'{path}: " if path else ""
+        raise InvalidInput(f"{where}: {field}{what}") from None
+    if not math.isfinite(entry.learning_rate):
+        raise InvalidInput(f"{where}: 'learning_rate' must be a finite number")
+    if not _ID.fullmatch(entry.id) or ".." in entry.id or entry.id.startswith("ft:"):
+        raise InvalidInput(f"{where}: 'id' may hold letters, digits, '.', '_', '-' and '/'")
+    SOURCES[entry.source.partition(":")[0]]  # Raises UnknownName with the known ones.
     return BaseModel(
-        id=entry["id"],
-        source=entry["source"],
-        revision=str(entry.get("revision", "main")),
-        sha256=entry.get("sha256"),
-        name=str(entry.get("name", entry["id"])),
-        tasks=tuple(entry["tasks"]),
-        context_length=entry["context_length"],
-        learning_rate=float(entry.get("learning_rate", DEFAULT_LEARNING_RATE)),
-        licence=entry["licence"],
+        id=entry.id,
+        source=entry.source,
+        revision=entry.revision,
+        sha256=entry.sha256,
+        name=entry.name or entry.id,
+        tasks=tuple(entry.tasks),
+        context_length=entry.context_length,
+        learning_rate=entry.learning_rate,
+        licence=entry.licence,
     )
 
 

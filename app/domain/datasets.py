@@ -15,6 +15,7 @@ from app.domain.errors import InvalidFile
 
 MAX_RECORD_BYTES = 1 << 20
 MAX_NESTING = 32
+MAX_MESSAGE_CHARACTERS = 400
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -185,6 +186,10 @@ def _check_chat(number: int, record: ChatRecord) -> None:
             raise _invalid(number, f"'{where}.content' is missing; expected text")
         if message.weight is not None and message.role != "assistant":
             raise _invalid(number, f"'{where}.weight' is for assistant messages only")
+        if _is_nested_deeper(message.tool_calls, MAX_NESTING) or _is_nested_deeper(
+            message.function_call, MAX_NESTING
+        ):
+            raise _invalid(number, f"'{where}' is nested deeper than {MAX_NESTING} levels")
         if has_call and message.role != "assistant":
             raise _invalid(number, f"'{where}.tool_calls' is for assistant messages only")
     if record.messages[-1].role != "assistant":
@@ -199,7 +204,7 @@ def _check_chat(number: int, record: ChatRecord) -> None:
                 number,
                 f"'tools[{index}]' must be {{'type': 'function', 'function': {{…}}}}",
             )
-    if record.tools is not None and _depth(record.tools) > MAX_NESTING:
+    if _is_nested_deeper(record.tools, MAX_NESTING):
         raise _invalid(number, f"'tools' is nested deeper than {MAX_NESTING} levels")
 
 
@@ -248,11 +253,11 @@ def _parse(number: int, line: bytes) -> Any:
         ) from None
 
 
-def _depth(value: Any) -> int:
+def _is_nested_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
     children = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, (dict, list)):
-        return 0
-    return 1 + max((_depth(child) for child in children), default=0)
+    return levels == 0 or any(_is_nested_deeper(child, levels - 1) for child in children)
 
 
 def _type_name(value: Any) -> str:
@@ -265,4 +270,7 @@ def _type_name(value: Any) -> str:
 
 
 def _invalid(number: int, what: str) -> InvalidFile:
+    # The file's own words may be in it, which nobody needs to see whole.
+    if len(what) > MAX_MESSAGE_CHARACTERS:
+        what = what[: MAX_MESSAGE_CHARACTERS - 1] + "…"
     return InvalidFile(f"line {number}: {what}", param="file", code="invalid_record")

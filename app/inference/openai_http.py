@@ -5,7 +5,7 @@ Both speak OpenAI's wire and vLLM's `/v1/load_lora_adapter`. A vLLM server must 
 id of its base model, and the adapters' storage mounted at the same path.
 """
 
-from collections.abc import AsyncIterator
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -17,8 +17,10 @@ from app.domain.errors import (
     InvalidInput,
     TooManyRequests,
 )
-from app.inference.port import AdapterFiles, Route
+from app.inference.port import AdapterFiles, EventStream, Route
 from app.settings import Settings
+
+_log = logging.getLogger("tunesmith.inference")
 
 _LOAD = "/v1/load_lora_adapter"
 _UNLOAD = "/v1/unload_lora_adapter"
@@ -58,8 +60,8 @@ class OpenAIHTTPEngine:
 
     async def stream(
         self, route: Route, body: dict[str, Any], adapter: AdapterFiles | None
-    ) -> AsyncIterator[bytes]:
-        return _events(await self._send(route, body, adapter))
+    ) -> EventStream:
+        return _Events(await self._send(route, body, adapter))
 
     async def forget(self, adapter_name: str) -> None:
         self._loaded.discard(adapter_name)
@@ -104,7 +106,10 @@ class OpenAIHTTPEngine:
             raise EngineUnavailable() from error
         is_there = self._loaded_already is not None and self._loaded_already in response.text
         if not response.is_success and not is_there:
-            raise _error(response)
+            # The caller has chosen a model of theirs: that it cannot be loaded is ours to mend,
+            # and why it cannot (which names our paths) ours to read.
+            _log.error("the engine cannot load %s: %s", adapter.name, _envelope(response)[0])
+            raise EngineUnavailable(f"The inference engine cannot load {adapter.name!r} now.")
         self._loaded.add(adapter.name)
 
     async def _post(self, route: Route, body: dict[str, Any]) -> httpx.Response:
@@ -126,14 +131,24 @@ def _http_client(settings: Settings) -> httpx.AsyncClient:
     )
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.aiter_raw():
-            yield chunk
-    except httpx.HTTPError as error:
-        raise EngineUnavailable("The engine stopped in the middle of the answer.") from error
-    finally:
-        await response.aclose()
+class _Events:
+    """See `port.EventStream`. A class, since a generator that was never begun cannot be closed."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._chunks = response.aiter_raw()
+
+    def __aiter__(self) -> "_Events":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except httpx.HTTPError as error:
+            raise EngineUnavailable("The engine stopped in the middle of the answer.") from error
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
 
 
 async def _read(response: httpx.Response) -> None:

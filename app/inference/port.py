@@ -19,6 +19,15 @@ class AdapterFiles:
     directory: Path
 
 
+class EventStream(Protocol):
+    """Server-sent events as the engine makes them; iterate once."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """End the answer, wherever it is; the engine stops generating."""
+
+
 class EngineClient(Protocol):
     """An engine that answers with the base model or any adapter, several at once."""
 
@@ -35,11 +44,11 @@ class EngineClient(Protocol):
 
     async def stream(
         self, route: Route, body: dict[str, Any], adapter: AdapterFiles | None
-    ) -> AsyncIterator[bytes]:
+    ) -> EventStream:
         """Return server-sent events as the engine makes them, ending with `data: [DONE]`.
 
         Errors before the first event are raised as by `complete`; later ones are an event.
-        Closing the iterator stops the generation.
+        Closing the stream stops the generation.
         """
 
     async def forget(self, adapter_name: str) -> None:

@@ -80,7 +80,10 @@ class Sweeper:
         with resources.database.read() as connection:
             waiting = jobs.list_in(connection, JobStatus.VALIDATING_FILES, BATCH)
         for job in waiting:
-            validate(resources.database, resources.storage, resources.catalogue, job)
+            try:
+                validate(resources.database, resources.storage, resources.catalogue, job)
+            except Exception:  # One job's trouble must not hold up the others.
+                _log.exception("cannot check the files of %s for now", job.id)
 
     def _bring_back_expired(self) -> None:
         with self._resources.database.read() as connection:

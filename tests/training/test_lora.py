@@ -13,7 +13,7 @@ from worker.trunk.routing import Routing, route
 
 TOKENS, IN, OUT = 7, 5, 6
 CPU = torch.device("cpu")
-LAYOUTS = {
+LAYOUTS: dict[str, list[tuple[int, int, str | None]]] = {
     "all rows": [(0, 7, "red")],
     "one range": [(0, 2, None), (2, 5, "red"), (5, 7, None)],
     "neighbours": [(0, 2, "red"), (2, 4, "red"), (4, 7, "blue")],

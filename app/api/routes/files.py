@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
+from pydantic import WithJsonSchema
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep
 from app.api.schemas.common import errors
@@ -16,6 +17,11 @@ from app.domain.errors import InvalidInput
 from app.services import files
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+# As an `enum` of one: generators of clients stumble over a `const` that may be null.
+Anchor = Annotated[
+    Literal["created_at"], WithJsonSchema({"type": "string", "enum": ["created_at"]})
+]
 
 _FORM_FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
@@ -49,9 +55,7 @@ def create_file(
         ),
     ],
     purpose: Annotated[str, Form(description="`fine-tune`.", examples=["fine-tune"])],
-    expires_after_anchor: Annotated[
-        Literal["created_at"] | None, Form(alias="expires_after[anchor]")
-    ] = None,
+    expires_after_anchor: Annotated[Anchor | None, Form(alias="expires_after[anchor]")] = None,
     expires_after_seconds: Annotated[
         int | None, Form(alias="expires_after[seconds]", ge=3_600, le=2_592_000)
     ] = None,

@@ -18,7 +18,7 @@ from app.api.schemas.inference import (
     CreateChatCompletionRequest,
     CreateCompletionRequest,
 )
-from app.api.streaming import event_stream
+from app.api.streaming import EventStreamResponse
 from app.disconnect import unless_disconnected
 from app.inference import AdapterFiles
 from app.inference.port import Route
@@ -93,7 +93,7 @@ async def _answer(
     wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     engine = resources.engine
     if body.stream:
-        return event_stream(await engine.stream(route, wire, adapter))
+        return EventStreamResponse(await engine.stream(route, wire, adapter))
     try:
         return JSONResponse(
             await unless_disconnected(request, engine.complete(route, wire, adapter))

@@ -5,7 +5,7 @@ They say what a request may hold; whether the engine at hand can do it, the engi
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from app.api.schemas.common import Metadata, Request, Response
 
@@ -121,7 +121,7 @@ class CreateChatCompletionRequest(_Generation):
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
     metadata: Metadata | None = None
-    store: Literal[False] | None = None
+    store: Annotated[Literal[False], WithJsonSchema({"type": "boolean"})] | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, insert, or_, select, update
 
 from app.db.clock import now
+from app.db.json_text import json_text
 from app.db.repositories import events
 from app.db.repositories.pages import Page, fetch_page
 from app.db.tables import jobs
@@ -121,7 +122,7 @@ def list_page(
     """Return the project's jobs, newest first, that carry all of `metadata`."""
     query: Select[Any] = select(jobs).where(jobs.c.project_id == project_id)
     for key, value in (metadata or {}).items():
-        query = query.where(jobs.c.metadata[key].as_string() == value)
+        query = query.where(json_text(jobs.c.metadata, key) == value)
     if without_metadata:
         query = query.where(jobs.c.metadata.is_(None))
     page = fetch_page(connection, jobs, query, keys=("created_at", "id"), after=after, limit=limit)
