@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -120,7 +121,13 @@ def _train(console: "Console", client: "OpenAI", examples: Path) -> "FineTuningJ
         },
     )
     console.print(f"[green]✓[/] Created job {job.id}")
-    job = _watch(console, client, job)
+    try:
+        job = _watch(console, client, job)
+    except KeyboardInterrupt:
+        # Or the next start would finish this one first.
+        with suppress(Exception):
+            client.fine_tuning.jobs.cancel(job.id)
+        raise
     if job.status != "succeeded":
         reason = job.error.message if job.error else "see its events"
         raise Unavailable(f"the job ended as {job.status}: {reason}")
