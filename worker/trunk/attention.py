@@ -17,6 +17,10 @@ from worker.trunk.batch import Segment
 ATTENTION_NAME = "tunesmith_packed"
 
 
+class UnsupportedAttention(Exception):
+    """The model attends in a way that packed batches cannot express."""
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -43,12 +47,12 @@ def packed_attention(
         [1, tokens, heads, head_dim] and None in the place of attention weights.
 
     Raises:
-        NotImplementedError: the model needs logit soft-capping, attention sinks or a mask.
+        UnsupportedAttention: the model needs logit soft-capping, attention sinks or a mask.
     """
     if softcap is not None or s_aux is not None or attention_mask is not None:
-        raise NotImplementedError("soft-capped logits, attention sinks and masks are not supported")
+        raise UnsupportedAttention("soft-capped logits, attention sinks and masks")
     if not getattr(module, "is_causal", True):
-        raise NotImplementedError("attention that is not causal is not supported")
+        raise UnsupportedAttention("attention that is not causal")
     layer_idx: Any = getattr(module, "layer_idx", None)
     outputs: list[Tensor] = []
     for segment in segments:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from app.domain.errors import InvalidInput
-from worker.trunk.attention import ATTENTION_NAME
+from worker.trunk.attention import ATTENTION_NAME, UnsupportedAttention
 from worker.trunk.batch import PackedBatch, SequenceRows, pack
 from worker.trunk.cache import SequenceCache
 from worker.trunk.device import DeviceProfile
@@ -189,7 +189,7 @@ def _check_packing(trunk: Trunk) -> None:
                 .logits[0]
                 .float()
             )
-    except (NotImplementedError, TypeError) as error:
+    except (UnsupportedAttention, TypeError) as error:
         raise InvalidInput(f"this kind of base model is not supported: {error}") from error
     if (packed - expected).norm() > 0.02 * expected.norm():
         raise InvalidInput("this kind of base model is not supported: it cannot be packed")

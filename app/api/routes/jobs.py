@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query, Request
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
 from app.api.schemas.common import errors
+from app.api.schemas.job_requests import CreateFineTuningJobRequest
 from app.api.schemas.jobs import (
-    CreateFineTuningJobRequest,
     FineTuningJob,
     FineTuningJobCheckpoint,
     FineTuningJobCheckpointList,
