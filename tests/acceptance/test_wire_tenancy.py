@@ -1,0 +1,180 @@
+"""What another project owns looks, on every route, exactly like what does not exist.
+
+A route that is in neither of the two tables below fails the first test: whoever adds one says
+here how it is kept apart.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from openai import OpenAI
+
+from app.main import create_app
+from app.settings import load_settings
+from tests.support.factories import BASE_MODEL, add_adapter, dataset
+from tests.support.service import Service
+
+
+@dataclass(frozen=True)
+class Owned:
+    """Ids of things, there or not."""
+
+    file: str
+    job: str
+    model: str
+
+
+ABSENT = Owned(
+    file="file-" + "0" * 24, job="ftjob-" + "0" * 24, model=f"ft:{BASE_MODEL}:acme::" + "0" * 12
+)
+
+Request = Callable[[httpx.Client, Owned], httpx.Response]
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"json": fields}
+
+
+def chat(model: str, **more: Any) -> dict[str, Any]:
+    return body(model=model, messages=[{"role": "user", "content": "hello"}], **more)
+
+
+JOBS = "/v1/fine_tuning/jobs"
+
+# Routes that name something: the same answer for what is another's and what is not there.
+NAMING: dict[str, list[Request]] = {
+    "GET /v1/files/{file_id}": [lambda http, it: http.get(f"/v1/files/{it.file}")],
+    "GET /v1/files/{file_id}/content": [lambda http, it: http.get(f"/v1/files/{it.file}/content")],
+    "DELETE /v1/files/{file_id}": [lambda http, it: http.delete(f"/v1/files/{it.file}")],
+    f"POST {JOBS}": [
+        lambda http, it: http.post(JOBS, **body(model=BASE_MODEL, training_file=it.file)),
+        lambda http, it: http.post(JOBS, **body(model=it.model, training_file=it.file)),
+    ],
+    f"GET {JOBS}/{{fine_tuning_job_id}}": [lambda http, it: http.get(f"{JOBS}/{it.job}")],
+    f"POST {JOBS}/{{fine_tuning_job_id}}/cancel": [
+        lambda http, it: http.post(f"{JOBS}/{it.job}/cancel")
+    ],
+    f"GET {JOBS}/{{fine_tuning_job_id}}/events": [
+        lambda http, it: http.get(f"{JOBS}/{it.job}/events")
+    ],
+    f"GET {JOBS}/{{fine_tuning_job_id}}/checkpoints": [
+        lambda http, it: http.get(f"{JOBS}/{it.job}/checkpoints")
+    ],
+    "GET /v1/models/{model:path}": [lambda http, it: http.get(f"/v1/models/{it.model}")],
+    "DELETE /v1/models/{model:path}": [lambda http, it: http.delete(f"/v1/models/{it.model}")],
+    "POST /v1/chat/completions": [
+        lambda http, it: http.post("/v1/chat/completions", **chat(it.model)),
+        lambda http, it: http.post("/v1/chat/completions", **chat(it.model, stream=True)),
+    ],
+    "POST /v1/completions": [
+        lambda http, it: http.post("/v1/completions", **body(model=it.model, prompt="hello"))
+    ],
+    # As cursors of lists.
+    "GET /v1/files": [lambda http, it: http.get("/v1/files", params={"after": it.file})],
+    f"GET {JOBS}": [lambda http, it: http.get(JOBS, params={"after": it.job})],
+}
+
+# Routes that name nothing: their lists are looked at in a test of their own.
+NAMELESS = {
+    "POST /v1/files",
+    "GET /v1/models",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /version",
+    "GET /openapi.json",
+    "GET /docs",
+    "GET /docs/oauth2-redirect",
+    "GET /redoc",
+}
+
+
+@pytest.fixture
+def foreign(api: Service) -> Owned:
+    """What another project owns: of each kind one."""
+    key = api.new_key(project=secrets.token_hex(4))
+    with api.http(key) as http:
+        file = http.post(
+            "/v1/files",
+            data={"purpose": "fine-tune"},
+            files={"file": ("theirs.jsonl", dataset())},
+        ).json()["id"]
+        job = http.post(JOBS, json={"model": BASE_MODEL, "training_file": file}).json()["id"]
+    model = f"ft:{BASE_MODEL}:acme::{secrets.token_hex(6)}"
+    project = api.project_of(key)
+    with api.database() as database, database.write() as connection:
+        add_adapter(connection, project, model)
+    return Owned(file, job, model)
+
+
+def test_every_route_is_kept_apart_here() -> None:
+    routes = {
+        f"{method} {route.path}"
+        for route in iter_route_contexts(create_app(load_settings({})).routes)
+        for method in route.methods - {"HEAD"}
+    }
+    assert routes == NAMING.keys() | NAMELESS
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(ask, id=f"{route}-{number}")
+        for route, requests in NAMING.items()
+        for number, ask in enumerate(requests)
+    ],
+)
+def test_what_is_anothers_looks_like_what_is_not_there(
+    http: httpx.Client, foreign: Owned, ask: Request
+) -> None:
+    theirs, none = ask(http, foreign), ask(http, ABSENT)
+    assert theirs.status_code == none.status_code
+    assert theirs.status_code in (400, 404)
+    content = theirs.content
+    for name in ("file", "job", "model"):
+        content = content.replace(getattr(foreign, name).encode(), getattr(ABSENT, name).encode())
+    assert content == none.content
+    assert _without_changing(theirs.headers) == _without_changing(none.headers)
+
+
+def test_a_validation_file_of_another_looks_like_none(
+    client: OpenAI, http: httpx.Client, foreign: Owned
+) -> None:
+    mine = client.files.create(file=("mine.jsonl", dataset()), purpose="fine-tune").id
+    answers = [
+        http.post(JOBS, **body(model=BASE_MODEL, training_file=mine, validation_file=file))
+        for file in (foreign.file, ABSENT.file)
+    ]
+    assert answers[0].content.replace(foreign.file.encode(), ABSENT.file.encode()) == (
+        answers[1].content
+    )
+    assert answers[0].json()["error"]["param"] == "validation_file"
+
+
+def test_no_list_shows_what_is_anothers(client: OpenAI, foreign: Owned) -> None:
+    assert list(client.files.list()) == []
+    assert list(client.fine_tuning.jobs.list()) == []
+    assert [model.id for model in client.models.list()] == [BASE_MODEL]
+
+
+def test_whoever_owns_it_finds_it_still(api: Service, foreign: Owned, http: httpx.Client) -> None:
+    """The negative control: the ids are good, and nothing above changed what they name."""
+    for requests in NAMING.values():
+        for ask in requests:
+            ask(http, foreign)
+    with api.database() as database, database.read() as connection:
+        rows = connection.exec_driver_sql(
+            f"SELECT (SELECT count(*) FROM files WHERE id = '{foreign.file}'),"
+            f" (SELECT count(*) FROM adapters WHERE name = '{foreign.model}'),"
+            f" (SELECT count(*) FROM jobs WHERE id = '{foreign.job}' AND status <> 'cancelled')"
+        ).one()
+    assert tuple(rows) == (1, 1, 1)
+
+
+def _without_changing(headers: httpx.Headers) -> dict[str, str]:
+    changing = {"date", "x-request-id", "openai-processing-ms", "content-length"}
+    return {name: value for name, value in headers.items() if name not in changing}

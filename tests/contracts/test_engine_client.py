@@ -1,0 +1,322 @@
+"""What the API relies on in an engine's client, against a server with vLLM's answers.
+
+It was not run against a live vLLM server.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from app.domain.errors import DomainError, EngineUnavailable, InvalidInput, TooManyRequests
+from app.inference import AdapterFiles, EngineClient, open_engine
+from app.inference.port import ENGINES
+from app.settings import Settings, load_settings
+from tests.support.factories import BASE_MODEL
+from tests.support.fake_engine import (
+    ANSWER,
+    DIE,
+    FORGOTTEN_AT_ONCE,
+    REFUSE,
+    SLOW,
+    UNLOADABLE,
+    FakeEngine,
+    running_fake_engine,
+)
+from tests.support.service import free_port
+
+T = TypeVar("T")
+
+ADAPTER = AdapterFiles("ft:base:acme:desk:1", Path("/storage/jobs/1/adapter"))
+OTHER = AdapterFiles("ft:base:acme:desk:2", Path("/storage/jobs/2/adapter"))
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(params=ENGINES)
+def settings(request: pytest.FixtureRequest) -> Settings:
+    return replace(load_settings({}), engine_kind=request.param)
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[FakeEngine]:
+    is_builtin = settings.engine_kind == "builtin"
+    with running_fake_engine(has_idempotent_loads=is_builtin) as engine:
+        yield engine
+
+
+@pytest.fixture
+def using(settings: Settings, engine: FakeEngine) -> "Use":
+    return Use(replace(settings, engine_url=engine.url))
+
+
+class Use:
+    """Runs what a test does with a client that is opened and closed around it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, scenario: Callable[[EngineClient], Awaitable[T]], **changes: Any) -> T:
+        async def run() -> T:
+            client = open_engine(replace(self._settings, **changes))
+            try:
+                return await scenario(client)
+            finally:
+                await client.close()
+
+        return asyncio.run(run())
+
+
+def chat(prompt: str = "hello", adapter: AdapterFiles | None = None, **more: Any) -> dict[str, Any]:
+    model = adapter.name if adapter else BASE_MODEL
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+
+
+def complete(prompt: str = "hello", adapter: AdapterFiles | None = None) -> Any:
+    return lambda client: client.complete(CHAT, chat(prompt, adapter), adapter)
+
+
+def stream(prompt: str = "hello", adapter: AdapterFiles | None = None) -> Any:
+    async def read(client: EngineClient) -> bytes:
+        events = await client.stream(CHAT, chat(prompt, adapter, stream=True), adapter)
+        return b"".join([event async for event in events])
+
+    return read
+
+
+ways = pytest.mark.parametrize("ask", [complete, stream], ids=["whole", "streamed"])
+
+
+def test_a_base_model_answers_without_a_load(using: Use, engine: FakeEngine) -> None:
+    answer = using(complete())
+    assert answer["choices"][0]["message"]["content"] == "".join(ANSWER)
+    assert engine.loads == []
+
+
+def test_a_completion_has_its_own_route(using: Use) -> None:
+    body = {"model": BASE_MODEL, "prompt": "hello"}
+    answer = using(lambda client: client.complete("/v1/completions", body, None))
+    assert answer["choices"][0]["text"] == "".join(ANSWER)
+
+
+def test_a_stream_is_passed_on_byte_for_byte(using: Use) -> None:
+    lines = using(stream()).split(b"\n\n")
+    assert lines[-2:] == [b"data: [DONE]", b""]
+    pieces = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-2]]
+    text = [piece["choices"][0]["delta"]["content"] for piece in pieces]
+    assert tuple(text) == ANSWER
+
+
+@ways
+def test_an_adapter_is_loaded_before_its_first_answer(
+    using: Use, engine: FakeEngine, ask: Any
+) -> None:
+    using(ask(adapter=ADAPTER))
+    assert engine.loads == [(ADAPTER.name, str(ADAPTER.directory))]
+    assert engine.requests[0]["model"] == ADAPTER.name
+
+
+def test_each_adapter_is_loaded_once(using: Use, engine: FakeEngine) -> None:
+    async def several(client: EngineClient) -> None:
+        for adapter in (ADAPTER, OTHER, ADAPTER, OTHER):
+            await complete(adapter=adapter)(client)
+
+    using(several)
+    assert [name for name, _ in engine.loads] == [ADAPTER.name, OTHER.name]
+
+
+def test_first_answers_may_be_asked_for_at_once(using: Use, engine: FakeEngine) -> None:
+    async def at_once(client: EngineClient) -> list[Any]:
+        return await asyncio.gather(*(complete(adapter=ADAPTER)(client) for _ in range(8)))
+
+    assert len(using(at_once)) == 8
+    assert {name for name, _ in engine.loads} == {ADAPTER.name}
+
+
+def test_an_adapter_that_is_there_already_answers(using: Use, engine: FakeEngine) -> None:
+    using(complete(adapter=ADAPTER))
+    # Another client, as after a restart of the API: it does not know what is loaded.
+    using(complete(adapter=ADAPTER))
+    assert len(engine.loads) == 2
+
+
+@ways
+def test_after_a_restart_of_the_engine_an_adapter_is_loaded_again_once(
+    using: Use, engine: FakeEngine, ask: Any
+) -> None:
+    async def across_a_restart(client: EngineClient) -> None:
+        await ask(adapter=ADAPTER)(client)
+        engine.restart()
+        await ask(adapter=ADAPTER)(client)
+        await ask(adapter=ADAPTER)(client)
+
+    using(across_a_restart)
+    assert len(engine.loads) == 2
+    assert len(engine.requests) == 4
+
+
+def test_an_engine_that_forgets_at_once_is_not_asked_for_ever(
+    using: Use, engine: FakeEngine
+) -> None:
+    adapter = AdapterFiles(FORGOTTEN_AT_ONCE, ADAPTER.directory)
+
+    async def twice(client: EngineClient) -> None:
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                await complete(adapter=adapter)(client)
+
+    using(twice)
+    assert len(engine.loads) == 2
+    assert len(engine.requests) == 3
+
+
+@ways
+def test_an_adapter_that_cannot_be_loaded_is_no_mistake_of_the_caller(
+    using: Use, engine: FakeEngine, ask: Any
+) -> None:
+    with pytest.raises(EngineUnavailable) as failure:
+        using(ask(adapter=AdapterFiles(UNLOADABLE, ADAPTER.directory)))
+    assert str(ADAPTER.directory) not in failure.value.message
+    assert engine.requests == []
+
+
+REFUSALS: list[tuple[int, type[DomainError]]] = [
+    (400, InvalidInput),
+    (422, InvalidInput),
+    (429, TooManyRequests),
+    (500, EngineUnavailable),
+    (503, EngineUnavailable),
+    # The caller's key was checked by us: these are about the key that we sent.
+    (401, EngineUnavailable),
+    (403, EngineUnavailable),
+]
+
+
+@ways
+@pytest.mark.parametrize(("status", "error"), REFUSALS)
+def test_a_refusal_becomes_an_error_of_the_domain(
+    using: Use, ask: Any, status: int, error: type[DomainError]
+) -> None:
+    with pytest.raises(error) as refused:
+        using(ask(f"{REFUSE}{status}"))
+    assert type(refused.value) is error
+    assert f"refused with {status}" in refused.value.message
+
+
+def test_a_refused_field_is_passed_on(using: Use) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        using(complete(f"{REFUSE}400"))
+    # vLLM's own code is a number: OpenAI's are words.
+    assert (refused.value.param, refused.value.code) == ("seed", "invalid_value")
+
+
+@ways
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["base", "adapter"])
+def test_an_engine_that_is_away_is_unavailable(
+    settings: Settings, ask: Any, adapter: AdapterFiles | None
+) -> None:
+    using = Use(replace(settings, engine_url=f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(EngineUnavailable):
+        using(ask(adapter=adapter))
+    assert using(lambda client: client.is_ready()) is False
+
+
+def test_an_engine_that_dies_before_its_answer_is_complete_is_unavailable(using: Use) -> None:
+    with pytest.raises(EngineUnavailable, match="middle"):
+        using(complete(DIE))
+
+
+def test_an_engine_that_dies_in_the_middle_of_a_stream_is_unavailable(using: Use) -> None:
+    async def read(client: EngineClient) -> None:
+        events = await client.stream(CHAT, chat(DIE, stream=True), None)
+        assert json.loads((await anext(events)).removeprefix(b"data: "))["choices"]
+        with pytest.raises(EngineUnavailable, match="middle"):
+            await anext(events)
+
+    using(read)
+
+
+def test_an_engine_that_hangs_is_given_up(using: Use, engine: FakeEngine) -> None:
+    with pytest.raises(EngineUnavailable):
+        using(complete(SLOW), engine_timeout_seconds=0.3)
+    assert engine.disconnected.wait(5)
+
+
+def test_cancelling_an_answer_stops_the_engine(using: Use, engine: FakeEngine) -> None:
+    async def cancel(client: EngineClient) -> None:
+        answer = asyncio.create_task(complete(SLOW)(client))
+        while not engine.requests:
+            await asyncio.sleep(0.01)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        assert await asyncio.to_thread(engine.disconnected.wait, 5)
+
+    using(cancel)
+
+
+def test_closing_a_stream_stops_the_engine(using: Use, engine: FakeEngine) -> None:
+    async def leave(client: EngineClient) -> None:
+        events = await client.stream(CHAT, chat(SLOW, stream=True), None)
+        async with aclosing(events):  # type: ignore[type-var]
+            assert await anext(events)
+        assert await asyncio.to_thread(engine.disconnected.wait, 5)
+
+    using(leave)
+
+
+def test_closing_a_stream_before_its_first_event_is_read_stops_the_engine(
+    using: Use, engine: FakeEngine
+) -> None:
+    async def leave(client: EngineClient) -> None:
+        events = await client.stream(CHAT, chat(SLOW, stream=True), None)
+        await events.aclose()  # type: ignore[attr-defined]
+        assert await asyncio.to_thread(engine.disconnected.wait, 5)
+
+    using(leave)
+
+
+def test_an_answer_that_is_read_to_its_end_disturbs_nothing(using: Use, engine: FakeEngine) -> None:
+    async def read_on(client: EngineClient) -> None:
+        for _ in range(3):
+            await stream()(client)
+            await complete()(client)
+
+    using(read_on)
+    assert not engine.disconnected.is_set()
+
+
+def test_a_forgotten_adapter_is_unloaded_and_would_be_loaded_again(
+    using: Use, engine: FakeEngine
+) -> None:
+    async def forget(client: EngineClient) -> None:
+        await complete(adapter=ADAPTER)(client)
+        await client.forget(ADAPTER.name)
+        assert engine.unloads == [ADAPTER.name]
+        await complete(adapter=ADAPTER)(client)
+
+    using(forget)
+    assert len(engine.loads) == 2
+
+
+def test_forgetting_what_is_not_there_is_no_error(settings: Settings, using: Use) -> None:
+    using(lambda client: client.forget(ADAPTER.name))
+    away = Use(replace(settings, engine_url=f"http://127.0.0.1:{free_port()}"))
+    away(lambda client: client.forget(ADAPTER.name))
+
+
+def test_an_engine_that_answers_is_ready(using: Use) -> None:
+    assert using(lambda client: client.is_ready()) is True
+
+
+@pytest.mark.parametrize(("key", "sent"), [(None, None), ("s3cret", "Bearer s3cret")])
+def test_the_engine_gets_its_own_key(
+    using: Use, engine: FakeEngine, key: str | None, sent: str | None
+) -> None:
+    using(complete(), engine_api_key=key)
+    assert engine.authorizations == [sent]

@@ -1,0 +1,90 @@
+from concurrent.futures import ThreadPoolExecutor
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, select
+
+from app.db.database import Database, open_database
+from app.db.migrations import alembic_config, downgrade, upgrade
+from app.db.repositories import jobs
+from app.db.tables import jobs as job_table
+from app.db.tables import metadata
+from tests.support.factories import add_file, add_project, add_running_job
+
+
+def table_names(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names()) - {"alembic_version"}
+
+
+def differences(database: Database) -> list[object]:
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        found: list[object] = compare_metadata(context, metadata)
+    return found
+
+
+def test_the_scripts_make_exactly_the_tables(empty_database: Database) -> None:
+    upgrade(empty_database)
+    with empty_database.read() as connection:
+        assert table_names(connection) == set(metadata.tables)
+    assert differences(empty_database) == []
+
+
+def test_a_table_that_no_script_makes_would_be_seen(empty_database: Database) -> None:
+    """The negative control of the test above."""
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN forgotten INTEGER")
+    assert differences(empty_database) != []
+
+
+def test_up_down_and_up_again_with_rows_there(empty_database: Database) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        project = add_project(connection)
+        add_file(connection, project)
+        add_running_job(connection, project, metadata={"a": "b"})
+    downgrade(empty_database, "base")
+    with empty_database.read() as connection:
+        assert table_names(connection) == set()
+    upgrade(empty_database)
+    assert differences(empty_database) == []
+    with empty_database.read() as connection:
+        assert connection.execute(select(job_table)).all() == []
+
+
+def test_rows_survive_every_step_down_to_the_first_and_up_again(
+    empty_database: Database,
+) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        project = add_project(connection)
+        job = add_running_job(connection, project, metadata={"a": "b"})
+    revisions = [
+        one.revision for one in ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    ]
+    for revision in revisions[1:]:
+        downgrade(empty_database, revision)
+    for revision in reversed(revisions[:-1]):
+        upgrade(empty_database, revision)
+    with empty_database.read() as connection:
+        assert jobs.get(connection, project, job.id) == job
+
+
+def test_upgrading_twice_changes_nothing(empty_database: Database) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        project = add_project(connection)
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        assert add_project(connection) == project
+
+
+def test_processes_that_start_together_upgrade_once(database_url: str) -> None:
+    databases = [open_database(database_url) for _ in range(4)]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(upgrade, databases))
+    assert differences(databases[0]) == []
+    for database in databases:
+        database.engine.dispose()

@@ -1,0 +1,246 @@
+"""A stand-in for an engine: a real server whose answers have the shapes that vLLM's have.
+
+The shapes are those of vLLM's OpenAI server with `--enable-lora` and
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. How it behaves is in the requests themselves (see `SLOW` and
+the others), so that tests that share one do not disturb each other.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.support.factories import BASE_MODEL
+from tests.support.polling import eventually
+
+# What a prompt has to be for an answer that is not the usual one.
+SLOW = "take for ever"
+LATE = "take a second, then for ever"
+DIE = "die in the middle of the answer"
+REFUSE = "refuse with status "
+
+# How the name of an adapter has to begin for a load that is not the usual one.
+UNLOADABLE = "ft:unloadable"
+FORGOTTEN_AT_ONCE = "ft:forgotten-at-once"
+
+ANSWER = ("Got it", ": you", " asked", ".")
+
+
+@dataclass
+class FakeEngine:
+    """What the server was asked, and what it holds.
+
+    Attributes:
+        has_idempotent_loads: whether a second load of a name succeeds (as in the built-in
+            engine) or is refused (as in vLLM).
+        loads: every load, as (name, directory).
+        requests: every request to answer, as its body.
+        disconnected: set when a client went away before its answer was complete.
+    """
+
+    url: str = ""
+    has_idempotent_loads: bool = False
+    loads: list[tuple[str, str]] = field(default_factory=list)
+    unloads: list[str] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    disconnected: threading.Event = field(default_factory=threading.Event)
+    _loaded: set[str] = field(default_factory=set)
+
+    def restart(self) -> None:
+        """Forget what was loaded, as a new process does."""
+        self._loaded.clear()
+
+    async def health(self, request: Request) -> Response:
+        return Response()
+
+    async def load(self, request: Request) -> Response:
+        body = await request.json()
+        name = body["lora_name"]
+        self.loads.append((name, body["lora_path"]))
+        if name in self._loaded and not self.has_idempotent_loads:
+            message = f"The lora adapter '{name}' has already been loaded."
+            return _error(400, message, "InvalidUserInput")
+        if name.startswith(UNLOADABLE):
+            message = f"{body['lora_path']}: LoRA rank 64 is greater than max_lora_rank 16."
+            return _error(400, message, "BadRequestError")
+        if name != FORGOTTEN_AT_ONCE:
+            self._loaded.add(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def unload(self, request: Request) -> Response:
+        name = (await request.json())["lora_name"]
+        self.unloads.append(name)
+        if name not in self._loaded:
+            return _error(404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        self._loaded.discard(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        return await self._answer(request, body, _CHAT, body["messages"][-1]["content"])
+
+    async def completion(self, request: Request) -> Response:
+        body = await request.json()
+        return await self._answer(request, body, _COMPLETION, body["prompt"])
+
+    async def _answer(
+        self, request: Request, body: dict[str, Any], shape: "_Shape", prompt: Any
+    ) -> Response:
+        self.requests.append(body)
+        self.authorizations.append(request.headers.get("authorization"))
+        prompt = str(prompt)
+        model = body["model"]
+        if model != BASE_MODEL and model not in self._loaded:
+            message = f"The model `{model}` does not exist."
+            return _error(404, message, "NotFoundError", param="model")
+        if prompt.startswith(REFUSE):
+            status = int(prompt.removeprefix(REFUSE))
+            return _error(status, f"refused with {status}", "BadRequestError", param="seed")
+        if prompt == LATE:
+            await asyncio.sleep(1)
+        if body.get("stream"):
+            usage = (body.get("stream_options") or {}).get("include_usage", False)
+            return StreamingResponse(
+                self._stream(model, shape, prompt, usage), media_type="text/event-stream"
+            )
+        if prompt == DIE:
+            return StreamingResponse(self._half(), media_type="application/json")
+        if prompt in (SLOW, LATE):
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.01)
+            self.disconnected.set()
+        return JSONResponse(shape.whole(model, "".join(ANSWER)))
+
+    async def _stream(
+        self, model: str, shape: "_Shape", prompt: str, usage: bool
+    ) -> AsyncIterator[bytes]:
+        is_complete = False
+        try:
+            for number, text in enumerate(ANSWER):
+                is_last = number == len(ANSWER) - 1
+                yield _event(shape.piece(model, text, "stop" if is_last else None))
+                if prompt == DIE:
+                    raise ConnectionAbortedError
+                if prompt in (SLOW, LATE):
+                    await asyncio.Event().wait()
+            if usage:
+                yield _event(shape.usage(model))
+            yield b"data: [DONE]\n\n"
+            is_complete = True
+        finally:
+            if not is_complete:
+                self.disconnected.set()
+
+    async def _half(self) -> AsyncIterator[bytes]:
+        yield b'{"id": "chatcmpl-1", '
+        raise ConnectionAbortedError
+
+
+@contextmanager
+def running_fake_engine(*, has_idempotent_loads: bool = False) -> Iterator[FakeEngine]:
+    """Serve a fake engine from a thread until the block ends."""
+    engine = FakeEngine(has_idempotent_loads=has_idempotent_loads)
+    app = Starlette(
+        routes=[
+            Route("/health", engine.health),
+            Route("/v1/load_lora_adapter", engine.load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", engine.unload, methods=["POST"]),
+            Route("/v1/chat/completions", engine.chat, methods=["POST"]),
+            Route("/v1/completions", engine.completion, methods=["POST"]),
+        ]
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            port=0,
+            lifespan="off",
+            # Dying in the middle of an answer is what some tests are about.
+            log_level="critical",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    thread = threading.Thread(target=server.run, name="fake engine")
+    thread.start()
+    eventually(lambda: server.started, what="the fake engine listens", every_seconds=0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    engine.url = f"http://127.0.0.1:{port}"
+    try:
+        yield engine
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How one of the two routes words its answers."""
+
+    whole_object: str
+    piece_object: str
+    id: str
+
+    def whole(self, model: str, text: str) -> dict[str, Any]:
+        if self is _CHAT:
+            choice: dict[str, Any] = {
+                "message": {
+                    "role": "assistant",
+                    "content": text,
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "tool_calls": [],
+                    "reasoning_content": None,
+                }
+            }
+        else:
+            choice = {"text": text, "prompt_logprobs": None}
+        choice |= {"index": 0, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+        return self._heading(model, self.whole_object) | {"choices": [choice], "usage": _USAGE}
+
+    def piece(self, model: str, text: str, finish_reason: str | None) -> dict[str, Any]:
+        content = {"delta": {"content": text}} if self is _CHAT else {"text": text}
+        choice = {"index": 0, "logprobs": None, "finish_reason": finish_reason, **content}
+        return self._heading(model, self.piece_object) | {"choices": [choice]}
+
+    def usage(self, model: str) -> dict[str, Any]:
+        return self._heading(model, self.piece_object) | {"choices": [], "usage": _USAGE}
+
+    def _heading(self, model: str, object_: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": object_,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": None,
+        }
+
+
+_CHAT = _Shape("chat.completion", "chat.completion.chunk", "chatcmpl-1")
+_COMPLETION = _Shape("text_completion", "text_completion", "cmpl-1")
+_USAGE: Mapping[str, Any] = {
+    "prompt_tokens": 9,
+    "completion_tokens": len(ANSWER),
+    "total_tokens": 9 + len(ANSWER),
+    "prompt_tokens_details": None,
+}
+
+
+def _event(body: Mapping[str, Any]) -> bytes:
+    return f"data: {json.dumps(body)}\n\n".encode()
+
+
+def _error(status: int, message: str, type_: str, param: str | None = None) -> Response:
+    body = {"message": message, "type": type_, "param": param, "code": status}
+    return JSONResponse({"error": body}, status)

@@ -1,0 +1,84 @@
+"""Short jobs on a part of the sample data, and waiting for what becomes of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+
+from tests.support.factories import BASE_MODEL
+from tests.support.polling import eventually
+from tests.support.service import REPOSITORY
+
+# Far more than it takes, on a machine that others use too.
+JOB_SECONDS = 240
+
+# Small, so that a checkpoint is written quickly.
+SMALL = {"adapter": {"r": 4, "alpha": 8}}
+
+
+def support_desk(split: str, records: int) -> bytes:
+    """Return the first records of the sample data."""
+    path = REPOSITORY / "examples" / "support-desk" / f"{split}.jsonl"
+    return b"".join(path.read_bytes().splitlines(keepends=True)[:records])
+
+
+def create_job(
+    client: OpenAI,
+    *,
+    records: int = 12,
+    content: bytes | None = None,
+    validation_records: int = 0,
+    model: str = BASE_MODEL,
+    hyperparameters: Mapping[str, Any] | None = None,
+    tunesmith: Mapping[str, Any] | None = SMALL,
+    **more: Any,
+) -> FineTuningJob:
+    """Upload records and create a job that learns from them."""
+    content = support_desk("train", records) if content is None else content
+    training_file = client.files.create(file=("train.jsonl", content), purpose="fine-tune").id
+    if validation_records:
+        heldout = support_desk("heldout", validation_records)
+        file = client.files.create(file=("heldout.jsonl", heldout), purpose="fine-tune")
+        more["validation_file"] = file.id
+    settings: Any = {"hyperparameters": dict(hyperparameters or {})}
+    return client.fine_tuning.jobs.create(
+        model=model,
+        training_file=training_file,
+        method={"type": "supervised", "supervised": settings},
+        extra_body={"tunesmith": dict(tunesmith)} if tunesmith is not None else {},
+        **more,
+    )
+
+
+def wait_until_ended(
+    client: OpenAI, job: FineTuningJob, note: Callable[[FineTuningJob], None] | None = None
+) -> FineTuningJob:
+    """Wait until a job is succeeded, failed or cancelled; show each state of it to `note`."""
+
+    def look() -> FineTuningJob | None:
+        seen = client.fine_tuning.jobs.retrieve(job.id)
+        if note is not None:
+            note(seen)
+        return seen if seen.status in ("succeeded", "failed", "cancelled") else None
+
+    ended = eventually(look, what=f"{job.id} has ended", within_seconds=JOB_SECONDS)
+    assert ended is not None
+    return ended
+
+
+def wait_until_step(client: OpenAI, job: FineTuningJob, step: int) -> None:
+    """Wait until a running job has told of a step."""
+
+    def look() -> bool:
+        seen = client.fine_tuning.jobs.retrieve(job.id)
+        assert seen.status not in ("succeeded", "failed", "cancelled"), seen
+        progress = seen.to_dict()["tunesmith"]["progress"]  # type: ignore[index]
+        return progress is not None and progress["step"] >= step
+
+    eventually(look, what=f"step {step} of {job.id}", within_seconds=JOB_SECONDS)
+
+
+def story_of(client: OpenAI, job: FineTuningJob) -> list[FineTuningJobEvent]:
+    """Return every event of a job, oldest first."""
+    return list(client.fine_tuning.jobs.list_events(job.id, limit=100))[::-1]
