@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,7 +18,7 @@ import click
 import msgspec
 
 from app.base_models import ensure_installed, find_installed, load_catalogue
-from app.cli.stack import Stack, is_port_free
+from app.cli.stack import Interrupted, Stack, is_port_free, raise_on_signals
 from app.db.database import open_database
 from app.db.migrations import upgrade
 from app.domain.errors import Unavailable
@@ -65,8 +64,7 @@ def demo(examples: Path) -> None:
         raise Unavailable("the demo needs: pip install 'tunesmith[ml,demo]'") from None
     console = Console(highlight=False)
     settings = _with_free_ports(load_settings())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    raise_on_signals()
     stack = Stack(settings, _environment(settings), echo=None, tell=console.print)
     try:
         _install_model(console, settings)
@@ -79,7 +77,7 @@ def demo(examples: Path) -> None:
         job = _train(console, client, examples)
         _compare(console, client, job, examples)
         _what_next(console, job, key)
-    except KeyboardInterrupt:
+    except Interrupted:
         console.print("\nStopped.")
         sys.exit(130)
     finally:
@@ -123,7 +121,7 @@ def _train(console: "Console", client: "OpenAI", examples: Path) -> "FineTuningJ
     console.print(f"[green]✓[/] Created job {job.id}")
     try:
         job = _watch(console, client, job)
-    except KeyboardInterrupt:
+    except Interrupted:
         # Or the next start would finish this one first.
         with suppress(Exception):
             client.fine_tuning.jobs.cancel(job.id)
@@ -274,7 +272,3 @@ def _environment(settings: Settings) -> dict[str, str]:
         "ENGINE_PORT": str(urlsplit(settings.engine_url).port),
         "ENGINE_URL": settings.engine_url,
     }
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

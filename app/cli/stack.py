@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import httpx
@@ -32,6 +33,20 @@ STOP_SECONDS = 45.0
 POLL_SECONDS = 0.2
 
 Tell = Callable[[str], None]
+
+
+class Interrupted(BaseException):
+    """We were asked to stop, by Ctrl-C or another signal.
+
+    Not KeyboardInterrupt: where that passes through code being compiled, as while importing,
+    Python ends with the signal's status although it was caught.
+    """
+
+
+def raise_on_signals() -> None:
+    """Raise Interrupted in the main thread on Ctrl-C, termination and a closed terminal."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 @dataclass
@@ -171,6 +186,10 @@ def is_port_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -1,14 +1,12 @@
 """`tunesmith up`: the whole stack in the foreground of one terminal."""
 
 import os
-import signal
 import sys
-from types import FrameType
 from urllib.parse import urlsplit
 
 import click
 
-from app.cli.stack import Stack, check_port_is_free
+from app.cli.stack import Interrupted, Stack, check_port_is_free, raise_on_signals
 from app.db.database import open_database
 from app.db.migrations import upgrade
 from app.services.keys import create_first_key
@@ -26,14 +24,13 @@ def up(quiet: bool) -> None:
     check_port_is_free("127.0.0.1", urlsplit(settings.engine_url).port or 80, "ENGINE_PORT")
     key = _first_key(settings)
     stack = Stack(settings, os.environ, echo=None if quiet else click.echo, tell=_tell)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    raise_on_signals()
     try:
         stack.start()
         stack.wait_until_ready(START_SECONDS)
         _banner(stack, key)
         stack.wait()
-    except KeyboardInterrupt:
+    except Interrupted:
         _tell("stopping; a running job is kept and goes on at the next start")
     finally:
         stack.stop()
@@ -53,7 +50,3 @@ def _banner(stack: Stack, key: str | None) -> None:
 
 def _tell(text: str) -> None:
     click.echo(f"tunesmith: {text}", file=sys.stderr)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -41,14 +41,14 @@ def test_torch_stays_out(module: str) -> None:
     assert HEAVY.isdisjoint(modules)
 
 
-def test_torch_would_be_seen() -> None:
+def test_what_is_heavy_would_be_seen() -> None:
     """The negative control of the test above."""
-    modules = imported("worker.trunk.trunk")["modules"]
+    modules = imported("safetensors.numpy")["modules"]
     assert isinstance(modules, list)
-    assert "torch" in modules
+    assert {"safetensors", "numpy"} <= set(modules)
 
 
 def test_the_api_is_imported_in_under_two_seconds() -> None:
     imported("app.main")  # The first run may have to compile.
-    seconds = min(float(str(imported("app.main")["cpu_seconds"])) for _ in range(3))
+    seconds = min(float(str(imported("app.main")["cpu_seconds"])) for _ in range(2))
     assert seconds < MAX_CPU_SECONDS
