@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from openai.types.fine_tuning import FineTuningJob
 from tests.support.factories import BASE_MODEL
 from tests.support.jobs import (
     create_job,
+    numbers_of,
+    progress_of,
     story_of,
     wait_until_ended,
     wait_until_step,
@@ -35,88 +36,98 @@ on_postgres = pytest.mark.parametrize("stack", ["postgres+valkey"], indirect=Tru
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture(scope="module")
-def client(stack: Service) -> Iterator[OpenAI]:
-    with stack.client() as client:
-        yield client
-
-
-def disturbed_job(client: OpenAI) -> FineTuningJob:
+def disturbed_job(user: OpenAI) -> FineTuningJob:
     return create_job(
-        client,
+        user,
         records=2 * STEPS_PER_EPOCH,
         hyperparameters={"n_epochs": EPOCHS, "batch_size": 2},
     )
 
 
-def short_job(client: OpenAI) -> FineTuningJob:
-    return create_job(client, records=2, hyperparameters={"n_epochs": 1, "batch_size": 2})
+def short_job(user: OpenAI) -> FineTuningJob:
+    return create_job(user, records=2, hyperparameters={"n_epochs": 1, "batch_size": 2})
 
 
-def told(client: OpenAI, job: FineTuningJob) -> str:
-    return "\n".join(event.message for event in story_of(client, job))
+def told(user: OpenAI, job: FineTuningJob) -> str:
+    return "\n".join(event.message for event in story_of(user, job))
 
 
-def steps_told(client: OpenAI, job: FineTuningJob) -> list[int]:
-    numbers = [event.to_dict()["data"] for event in story_of(client, job) if event.data]
-    return [one["step"] for one in numbers if "train_loss" in one]  # type: ignore[index,call-overload,operator]
+def steps_told(user: OpenAI, job: FineTuningJob) -> list[int]:
+    numbers = numbers_of(story_of(user, job))
+    return [one["step"] for one in numbers if "train_loss" in one]
 
 
-def assert_it_resumed(client: OpenAI, job: FineTuningJob) -> None:
-    ended = wait_until_ended(client, job)
+def assert_it_resumed(user: OpenAI, job: FineTuningJob) -> None:
+    ended = wait_until_ended(user, job)
     assert ended.status == "succeeded", ended.error
-    assert "Resuming from step" in told(client, job)
-    assert ended.to_dict()["tunesmith"]["progress"]["attempt"] == 2  # type: ignore[index,call-overload]
+    assert "Resuming from step" in told(user, job)
+    assert progress_of(ended)["attempt"] == 2
     # Steps that were taken before the last checkpoint are not taken again.
-    assert steps_told(client, job).count(1) == 1
-    assert steps_told(client, job)[-1] == STEPS
-    checkpoints = [one.step_number for one in client.fine_tuning.jobs.checkpoints.list(job.id)]
+    assert steps_told(user, job).count(1) == 1
+    assert steps_told(user, job)[-1] == STEPS
+    checkpoints = [one.step_number for one in user.fine_tuning.jobs.checkpoints.list(job.id)]
     assert checkpoints == [6, 4, 2]
-    answer = client.chat.completions.create(
+    answer = user.chat.completions.create(
         model=ended.fine_tuned_model or "", messages=HELLO, max_completion_tokens=2
     )
     assert answer.choices
 
 
 @on_sqlite
-def test_a_killed_trainer_costs_no_more_than_the_last_steps(stack: Service, client: OpenAI) -> None:
-    job = disturbed_job(client)
-    wait_until_step(client, job, STEPS_PER_EPOCH + 1)
+def test_a_killed_trainer_costs_no_more_than_the_last_steps(stack: Service, user: OpenAI) -> None:
+    job = disturbed_job(user)
+    wait_until_step(user, job, STEPS_PER_EPOCH + 1)
     stack.kill("trainer")
-    assert_it_resumed(client, job)
-    assert "signal SIGKILL" in told(client, job)
+    assert_it_resumed(user, job)
+    assert "signal SIGKILL" in told(user, job)
 
 
-def test_a_killed_worker_is_replaced_and_its_job_goes_on(stack: Service, client: OpenAI) -> None:
-    job = disturbed_job(client)
-    wait_until_step(client, job, STEPS_PER_EPOCH + 1)
+def test_a_killed_worker_is_replaced_and_its_job_goes_on(stack: Service, user: OpenAI) -> None:
+    job = disturbed_job(user)
+    wait_until_step(user, job, STEPS_PER_EPOCH + 1)
     trainer = psutil.Process(stack.pid("trainer"))
     stack.kill("worker")
     # A trainer whose supervisor is gone takes no step more: another one may hold the job.
     eventually(lambda: not trainer.is_running(), what="the trainer followed", within_seconds=15)
-    assert_it_resumed(client, job)
-    assert "fell silent" in told(client, job)
+    assert_it_resumed(user, job)
+    assert "fell silent" in told(user, job)
+
+
+@on_postgres
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(stack: Service, user: OpenAI) -> None:
+    job = disturbed_job(user)
+    wait_until_step(user, job, STEPS_PER_EPOCH + 1)
+    worker = psutil.Process(stack.pid("worker"))
+    worker.terminate()
+    eventually(lambda: not worker.is_running(), what="the worker has ended", within_seconds=30)
+    ended = wait_until_ended(user, job)
+    assert ended.status == "succeeded", ended.error
+    assert "The worker shuts down: job queued again at step" in told(user, job)
+    # It took a checkpoint before it went: no step is taken twice, and no attempt is counted.
+    steps = steps_told(user, job)
+    assert len(steps) == len(set(steps))
+    assert progress_of(ended)["attempt"] == 1
 
 
 @on_sqlite
-def test_a_killed_engine_ends_its_answers_and_no_job(stack: Service, client: OpenAI) -> None:
-    job = disturbed_job(client)
-    wait_until_step(client, job, 1)
-    stream = client.chat.completions.create(
+def test_a_killed_engine_ends_its_answers_and_no_job(stack: Service, user: OpenAI) -> None:
+    job = disturbed_job(user)
+    wait_until_step(user, job, 1)
+    stream = user.chat.completions.create(
         model=BASE_MODEL, messages=HELLO, stream=True, max_completion_tokens=2_000, temperature=2
     )
     assert next(stream).choices
     stack.kill("engine")
     with pytest.raises(APIError, match="engine"):
         list(stream)
-    ended = wait_until_ended(client, job)
+    ended = wait_until_ended(user, job)
     assert ended.status == "succeeded", ended.error
-    assert ended.to_dict()["tunesmith"]["progress"]["attempt"] == 1  # type: ignore[index,call-overload]
+    assert progress_of(ended)["attempt"] == 1
 
     def answers() -> bool:
         with suppress(InternalServerError):
             return bool(
-                client.chat.completions.create(
+                user.chat.completions.create(
                     model=ended.fine_tuned_model or "", messages=HELLO, max_completion_tokens=2
                 )
             )
@@ -126,34 +137,34 @@ def test_a_killed_engine_ends_its_answers_and_no_job(stack: Service, client: Ope
 
 
 @on_postgres
-def test_a_killed_api_comes_back_and_loses_nothing(stack: Service, client: OpenAI) -> None:
-    job = short_job(client)
+def test_a_killed_api_comes_back_and_loses_nothing(stack: Service, user: OpenAI) -> None:
+    job = short_job(user)
     stack.kill("api")
 
     def is_back() -> bool:
         with suppress(APIConnectionError):
-            return client.fine_tuning.jobs.retrieve(job.id).id == job.id
+            return user.fine_tuning.jobs.retrieve(job.id).id == job.id
         return False
 
     eventually(is_back, what="the API answers again", within_seconds=60)
-    assert wait_until_ended(client, job).status == "succeeded"
+    assert wait_until_ended(user, job).status == "succeeded"
 
 
 @on_postgres
 def test_a_cancelled_job_stops_and_leaves_the_trainer_to_the_next(
-    stack: Service, client: OpenAI
+    stack: Service, user: OpenAI
 ) -> None:
     trainer = stack.pid("trainer")
-    job = create_job(client, records=2, hyperparameters={"n_epochs": 50, "batch_size": 2})
-    wait_until_step(client, job, 1)
-    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    ended = wait_until_ended(client, short_job(client))
+    job = create_job(user, records=2, hyperparameters={"n_epochs": 50, "batch_size": 2})
+    wait_until_step(user, job, 1)
+    assert user.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    ended = wait_until_ended(user, short_job(user))
     assert ended.status == "succeeded", ended.error
     assert stack.pid("trainer") == trainer
-    cancelled = client.fine_tuning.jobs.retrieve(job.id)
+    cancelled = user.fine_tuning.jobs.retrieve(job.id)
     assert cancelled.status == "cancelled"
     assert (cancelled.fine_tuned_model, cancelled.result_files) == (None, [])
-    assert story_of(client, job)[-1].message == "Fine-tuning job cancelled by its user"
+    assert story_of(user, job)[-1].message == "Fine-tuning job cancelled by its user"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -16,10 +16,9 @@ from openai import (
 from openai.types import Completion, Model, ModelDeleted
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from app.storage import open_storage
-from tests.support.factories import BASE_MODEL, add_adapter
+from tests.support.factories import BASE_MODEL
 from tests.support.fake_engine import ANSWER, DIE, LATE, REFUSE, SLOW, UNLOADABLE, FakeEngine
-from tests.support.service import Service
+from tests.support.service import Service, serve_adapter
 from tests.support.wire import error_of, strict, strict_list, strict_object
 
 TEXT = "".join(ANSWER)
@@ -34,20 +33,7 @@ def quiet_engine(fake_engine: FakeEngine) -> None:
 @pytest.fixture
 def tuned(api: Service, key: str) -> str:
     """The name of a fine-tuned model of the project."""
-    return fine_tuned(api, key)
-
-
-def fine_tuned(api: Service, key: str, name: str | None = None) -> str:
-    """Put a fine-tuned model where a worker would, and return its name."""
-    project = api.project_of(key)
-    name = name or f"ft:{BASE_MODEL}:acme:desk:{project}"
-    with api.database() as database, database.write() as connection:
-        adapter = add_adapter(connection, project, name)
-    storage = open_storage(api.settings.storage_url)
-    scratch = storage.scratch()
-    (scratch / "adapter_config.json").write_text("{}")
-    storage.publish(adapter.storage_prefix, scratch)
-    return name
+    return serve_adapter(api, key).name
 
 
 def hello(prompt: str = "hello") -> list[Any]:
@@ -210,7 +196,7 @@ class TestErrorsOfTheEngine:
         self, api: Service, key: str, client: OpenAI, is_stream: bool
     ) -> None:
         suffix = "streamed" if is_stream else "whole"
-        name = fine_tuned(api, key, f"{UNLOADABLE}-{suffix}-{key[6:12]}")
+        name = serve_adapter(api, key, f"{UNLOADABLE}-{suffix}-{key[6:12]}").name
         with pytest.raises(InternalServerError) as failed:
             self.ask(client, "hello", is_stream, model=name)
         assert failed.value.status_code == 503

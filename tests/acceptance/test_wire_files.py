@@ -195,7 +195,10 @@ def test_another_purpose_is_refused(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("missing", ["file", "purpose"])
 def test_a_missing_part_is_named(http: httpx.Client, missing: str) -> None:
-    form = {"purpose": (None, "fine-tune"), "file": ("train.jsonl", dataset())}
+    form: dict[str, Any] = {
+        "purpose": (None, "fine-tune"),
+        "file": ("train.jsonl", dataset()),
+    }
     del form[missing]
     answer = http.post("/v1/files", files=form)
     assert error_of(answer, 400)["param"] == missing

@@ -15,7 +15,7 @@ import pytest
 
 from app.domain.errors import DomainError, EngineUnavailable, InvalidInput, TooManyRequests
 from app.inference import AdapterFiles, EngineClient, open_engine
-from app.inference.port import ENGINES
+from app.inference.port import ENGINES, Route
 from app.settings import Settings, load_settings
 from tests.support.factories import BASE_MODEL
 from tests.support.fake_engine import (
@@ -35,7 +35,7 @@ T = TypeVar("T")
 ADAPTER = AdapterFiles("ft:base:acme:desk:1", Path("/storage/jobs/1/adapter"))
 OTHER = AdapterFiles("ft:base:acme:desk:2", Path("/storage/jobs/2/adapter"))
 
-CHAT = "/v1/chat/completions"
+CHAT: Route = "/v1/chat/completions"
 
 
 @pytest.fixture(params=ENGINES)
@@ -234,9 +234,9 @@ def test_an_engine_that_dies_before_its_answer_is_complete_is_unavailable(using:
 def test_an_engine_that_dies_in_the_middle_of_a_stream_is_unavailable(using: Use) -> None:
     async def read(client: EngineClient) -> None:
         events = await client.stream(CHAT, chat(DIE, stream=True), None)
-        assert json.loads((await anext(events)).removeprefix(b"data: "))["choices"]
+        assert json.loads((await anext(aiter(events))).removeprefix(b"data: "))["choices"]
         with pytest.raises(EngineUnavailable, match="middle"):
-            await anext(events)
+            await anext(aiter(events))
 
     using(read)
 
@@ -263,8 +263,8 @@ def test_cancelling_an_answer_stops_the_engine(using: Use, engine: FakeEngine) -
 def test_closing_a_stream_stops_the_engine(using: Use, engine: FakeEngine) -> None:
     async def leave(client: EngineClient) -> None:
         events = await client.stream(CHAT, chat(SLOW, stream=True), None)
-        async with aclosing(events):  # type: ignore[type-var]
-            assert await anext(events)
+        async with aclosing(events):
+            assert await anext(aiter(events))
         assert await asyncio.to_thread(engine.disconnected.wait, 5)
 
     using(leave)
@@ -275,7 +275,7 @@ def test_closing_a_stream_before_its_first_event_is_read_stops_the_engine(
 ) -> None:
     async def leave(client: EngineClient) -> None:
         events = await client.stream(CHAT, chat(SLOW, stream=True), None)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         assert await asyncio.to_thread(engine.disconnected.wait, 5)
 
     using(leave)

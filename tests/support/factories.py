@@ -87,9 +87,9 @@ def add_running_job(
     )
 
 
-def add_job_in(connection: Connection, project_id: str, status: JobStatus) -> Job:
+def add_job_in(connection: Connection, project_id: str, status: JobStatus, **overrides: Any) -> Job:
     """Add a job in any status, past the table of moves."""
-    job = add_job(connection, project_id)
+    job = add_job(connection, project_id, **overrides)
     connection.execute(update(job_table).where(job_table.c.id == job.id).values(status=status))
     return jobs.get(connection, project_id, job.id)
 

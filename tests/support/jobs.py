@@ -1,6 +1,7 @@
 """Short jobs on a part of the sample data, and waiting for what becomes of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from openai import OpenAI
@@ -13,8 +14,22 @@ from tests.support.service import REPOSITORY
 # Far more than it takes, on a machine that others use too.
 JOB_SECONDS = 240
 
+# Of the job that most tests look at (`run` in acceptance/conftest.py).
+EPOCHS = 2
+STEPS_PER_EPOCH = 2
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
 # Small, so that a checkpoint is written quickly.
 SMALL = {"adapter": {"r": 4, "alpha": 8}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job that has succeeded, the statuses it was seen in, and the name of its model."""
+
+    job: FineTuningJob
+    statuses: Sequence[str]
+    model: str
 
 
 def support_desk(split: str, records: int) -> bytes:
@@ -73,10 +88,20 @@ def wait_until_step(client: OpenAI, job: FineTuningJob, step: int) -> None:
     def look() -> bool:
         seen = client.fine_tuning.jobs.retrieve(job.id)
         assert seen.status not in ("succeeded", "failed", "cancelled"), seen
-        progress = seen.to_dict()["tunesmith"]["progress"]  # type: ignore[index]
-        return progress is not None and progress["step"] >= step
+        progress = progress_of(seen)
+        return progress is not None and bool(progress["step"] >= step)
 
     eventually(look, what=f"step {step} of {job.id}", within_seconds=JOB_SECONDS)
+
+
+def progress_of(job: FineTuningJob) -> Any:
+    """Return how far a job is, as Tunesmith tells it beside OpenAI's fields."""
+    return (job.model_extra or {})["tunesmith"]["progress"]
+
+
+def numbers_of(events: Sequence[FineTuningJobEvent]) -> list[dict[str, Any]]:
+    """Return what events of metrics carry."""
+    return [dict(event.data) for event in events if event.type == "metrics"]  # type: ignore[call-overload]
 
 
 def story_of(client: OpenAI, job: FineTuningJob) -> list[FineTuningJobEvent]:

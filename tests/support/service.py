@@ -1,6 +1,7 @@
 """An installation in real processes, started for tests and ended without a trace."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,9 +17,12 @@ import psutil
 from openai import OpenAI
 
 from app.db.database import Database, open_database
+from app.db.repositories.adapters import Adapter
 from app.lifeline import VARIABLE as LIFELINE
 from app.services.keys import authenticate, create_key
 from app.settings import Settings, load_settings
+from app.storage import open_storage
+from tests.support.factories import BASE_MODEL, add_adapter
 from tests.support.polling import eventually
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -150,6 +154,20 @@ def running_service(command: str, data_dir: Path, settings: Mapping[str, str]) -
     finally:
         left = _stop(process, data_dir)
     assert left == [], f"processes were left behind: {left}"
+
+
+def serve_adapter(service: Service, key: str, name: str | None = None) -> Adapter:
+    """Put a fine-tuned model of a key's project where a worker would, and return its row."""
+    project = service.project_of(key)
+    with service.database() as database, database.write() as connection:
+        adapter = add_adapter(
+            connection, project, name or f"ft:{BASE_MODEL}:acme:desk:{secrets.token_hex(6)}"
+        )
+    storage = open_storage(service.settings.storage_url)
+    scratch = storage.scratch()
+    (scratch / "adapter_config.json").write_text("{}")
+    storage.publish(adapter.storage_prefix, scratch)
+    return adapter
 
 
 def free_port() -> int:
