@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from app.api.deps import bearer
+from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
 from app.api.routes import files, health, inference, jobs, models
@@ -48,7 +48,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
     for routes in (files, jobs, models, inference):
-        app.include_router(routes.router, dependencies=[Depends(bearer)])
+        app.include_router(
+            routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]
+        )
     add_error_handlers(app)
 
     def check_key(key: str | None) -> Principal:

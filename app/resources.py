@@ -1,5 +1,6 @@
 """The one composition root: settings become live parts."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,10 +8,13 @@ from celery import Celery
 
 from app.base_models import Catalogue, load_catalogue
 from app.db.database import Database, open_database
+from app.domain.errors import InvalidInput, Unavailable
 from app.inference import EngineClient, open_engine
 from app.queue import make_celery
 from app.settings import Settings
 from app.storage import Storage, open_storage
+
+_log = logging.getLogger("tunesmith")
 
 
 @dataclass(frozen=True)
@@ -38,4 +42,9 @@ class Resources:
     @property
     def catalogue(self) -> Catalogue:
         # Read anew each time: an operator adds a model while the service runs.
-        return load_catalogue(self.settings.catalogue_path)
+        try:
+            return load_catalogue(self.settings.catalogue_path)
+        except InvalidInput as error:
+            # The operator's mistake, and none of the caller's.
+            _log.error("the catalogue cannot be read: %s", error.message)
+            raise Unavailable("The operator's catalogue of base models cannot be read.") from error

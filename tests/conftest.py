@@ -20,6 +20,22 @@ ENGINES_OF_DATABASE = ("sqlite", "postgres")
 INSTALLATIONS = ("sqlite+filesystem", "postgres+valkey")
 
 
+# Quick ones first: whoever broke something wants to know it soon.
+FOLDERS = ("unit", "contracts", "integration", "training", "serving", "acceptance")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Put the folders in order, and within one the tests that need the whole stack last."""
+
+    def cost(item: pytest.Function) -> tuple[int, bool]:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        return FOLDERS.index(folder), "stack" in item.fixturenames
+
+    # The order within these stays: pytest has grouped the tests that share a fixture.
+    items.sort(key=cost)
+
+
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
     """Where base models are kept between runs; `make demo` has them there too."""

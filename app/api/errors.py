@@ -85,6 +85,8 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         envelope(f"The server had an error. Request id: {request_id}", "server_error"),
         500,
+        # This response is made outside of the middleware that adds it to all others.
+        headers={"x-request-id": request_id},
     )
 
 
@@ -98,6 +100,9 @@ def explain_validation(
     if found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
         return f"The body is not valid JSON: {reason}.", None, "invalid_json"
+    if tuple(found[0]["loc"]) == ("body",) and found[0]["type"] not in ("missing", "value_error"):
+        message = "Expected a JSON object as the body, sent as application/json."
+        return message, "body", "invalid_value"
     # An unknown field is the likeliest reason for whatever else is wrong with its neighbours.
     first = next((error for error in found if error["type"] == "extra_forbidden"), found[0])
     path = _path(first, body)

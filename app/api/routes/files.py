@@ -62,6 +62,8 @@ def create_file(
 ) -> OpenAIFile:
     """Check a dataset line by line and store it. What is wrong with it is told here, not later."""
     files.check_purpose(purpose)
+    if "\x00" in (file.filename or ""):
+        raise InvalidInput("The file's name holds a NUL character.", param="file")
     stored = files.store(
         resources.storage,
         file.file,

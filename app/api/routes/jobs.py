@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
 from app.api.schemas.common import errors
-from app.api.schemas.job_requests import CreateFineTuningJobRequest
+from app.api.schemas.job_requests import EXAMPLE, CreateFineTuningJobRequest
 from app.api.schemas.jobs import (
     FineTuningJob,
     FineTuningJobCheckpoint,
@@ -17,6 +17,7 @@ from app.api.schemas.jobs import (
 )
 from app.db.repositories import adapters, events
 from app.db.repositories import jobs as rows
+from app.domain.errors import InvalidInput
 from app.services import jobs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
@@ -32,7 +33,7 @@ def create_job(
     resources: ResourcesDep,
     principal: PrincipalDep,
     sweeper: SweeperDep,
-    body: CreateFineTuningJobRequest,
+    body: Annotated[CreateFineTuningJobRequest, Body(examples=[EXAMPLE])],
 ) -> FineTuningJob:
     """Accept a job. Once this answers, the job ends in a terminal state whatever crashes."""
     catalogue = resources.catalogue
@@ -74,6 +75,12 @@ def list_jobs(
 ) -> FineTuningJobList:
     """List the project's jobs, newest first."""
     query = request.query_params
+    if query.get("metadata", "null") != "null":
+        raise InvalidInput(
+            "Invalid 'metadata': expected metadata[<key>]=<value>, or metadata=null for jobs "
+            "without any",
+            param="metadata",
+        )
     pairs = {
         key.removeprefix("metadata[").removesuffix("]"): value
         for key, value in query.items()

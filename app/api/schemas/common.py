@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 
 class Request(BaseModel):
@@ -30,10 +30,19 @@ class ErrorResponse(Response):
     error: ErrorDetail
 
 
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("text without NUL characters")
+    return text
+
+
+# Text that reaches the database, which on Postgres cannot hold a NUL.
+Text = Annotated[str, AfterValidator(_without_nul)]
+
 Metadata = Annotated[
     dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64)],
-        Annotated[str, StringConstraints(max_length=512)],
+        Annotated[Text, StringConstraints(min_length=1, max_length=64)],
+        Annotated[Text, StringConstraints(max_length=512)],
     ],
     Field(
         max_length=16,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Metadata, Request, Response
+from app.api.schemas.common import Metadata, Request, Response, Text
 
 
 class TextPart(Request):
@@ -91,7 +91,7 @@ class StreamOptions(Request):
 class _Generation(Request):
     """What both endpoints take."""
 
-    model: Annotated[str, Field(min_length=1, description="A base or a fine-tuned model.")]
+    model: Annotated[Text, Field(min_length=1, description="A base or a fine-tuned model.")]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None

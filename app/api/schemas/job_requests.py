@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model, model_validator
 
-from app.api.schemas.common import Metadata, Request
+from app.api.schemas.common import Metadata, Request, Text
 from app.domain.job_spec import LoraSpec
 from app.domain.methods import METHODS, SupervisedHyperparameters
 from app.services.jobs import MAX_SEED, JobRequest
@@ -80,9 +80,9 @@ Method: Any = _method_union()
 class CreateFineTuningJobRequest(Request):
     """A job to train a model on a file."""
 
-    model: Annotated[str, Field(description="A base model, or a fine-tuned one to go on from.")]
-    training_file: Annotated[str, Field(description="Id of a file uploaded for `fine-tune`.")]
-    validation_file: str | None = None
+    model: Annotated[Text, Field(description="A base model, or a fine-tuned one to go on from.")]
+    training_file: Annotated[Text, Field(description="Id of a file uploaded for `fine-tune`.")]
+    validation_file: Text | None = None
     method: Method | None = None
     hyperparameters: Annotated[
         SupervisedHyperparameters | None,
@@ -120,3 +120,11 @@ class CreateFineTuningJobRequest(Request):
             suffix=self.suffix,
             metadata=self.metadata,
         )
+
+
+EXAMPLE = {
+    "model": "smollm2-135m-instruct",
+    "training_file": "file-Tw54b7HnDeTt6Dephfvwrjef",
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+    "suffix": "support-desk",
+}
