@@ -49,6 +49,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(errors.DomainError, _domain_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(UnicodeEncodeError, _half_a_character)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -77,6 +78,12 @@ async def _http_exception(request: Request, error: Exception) -> JSONResponse:
         error.status_code,
         headers=error.headers,
     )
+
+
+async def _half_a_character(request: Request, error: Exception) -> JSONResponse:
+    # JSON can write a lone surrogate, which no text that leaves us can hold.
+    message = "The request holds half of a character (a lone surrogate such as \\ud83d)."
+    return JSONResponse(envelope(message, "invalid_request_error", None, "invalid_value"), 400)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -62,6 +62,10 @@ def create_file(
 ) -> OpenAIFile:
     """Check a dataset line by line and store it. What is wrong with it is told here, not later."""
     files.check_purpose(purpose)
+    if (expires_after_anchor is None) != (expires_after_seconds is None):
+        raise InvalidInput(
+            "Invalid 'expires_after': expected both 'anchor' and 'seconds'", param="expires_after"
+        )
     if "\x00" in (file.filename or ""):
         raise InvalidInput("The file's name holds a NUL character.", param="file")
     stored = files.store(

@@ -20,6 +20,7 @@ from app.api.schemas.inference import (
 )
 from app.api.streaming import EventStreamResponse
 from app.disconnect import unless_disconnected
+from app.domain.errors import InvalidInput
 from app.inference import AdapterFiles
 from app.inference.port import Route
 from app.resources import Resources
@@ -90,7 +91,12 @@ async def _answer(
     body: CreateChatCompletionRequest | CreateCompletionRequest,
 ) -> Response:
     adapter = await run_in_threadpool(_adapter, resources, project_id, body.model)
-    wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    try:
+        wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    except UnicodeEncodeError:
+        raise
+    except (ValueError, RecursionError):
+        raise InvalidInput("The tools are nested too deep.", param="tools") from None
     engine = resources.engine
     if body.stream:
         return EventStreamResponse(await engine.stream(route, wire, adapter))

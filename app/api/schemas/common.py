@@ -31,8 +31,8 @@ class ErrorResponse(Response):
 
 
 def _without_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("text without NUL characters")
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("text without NUL characters and lone surrogates")
     return text
 
 

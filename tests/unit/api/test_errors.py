@@ -81,7 +81,7 @@ HYPERPARAMETERS = "method.supervised.hyperparameters"
 
 JOB_MISTAKES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "nothing": ({}, "model", ("Missing required field 'model'",)),
-    "not_an_object": ([], "body", ("dictionary", "[]")),
+    "not_an_object": ([], "body", ("JSON object",)),
     "training_file_number": (JOB | {"training_file": 3}, "training_file", ("string", "3")),
     "training_file_null": (JOB | {"training_file": None}, "training_file", ("string",)),
     "epochs_text": (
