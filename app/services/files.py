@@ -1,5 +1,6 @@
 """Files of a project: content first, row last; a dataset is checked before either."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from sqlalchemy import Connection
 from app.db.repositories import files
 from app.db.repositories.files import File, NewFile
 from app.domain.datasets import DatasetSummary, check_dataset
-from app.domain.errors import FileInUse, InvalidInput, TooLarge
+from app.domain.errors import FileInUse, InvalidInput, StorageFull, TooLarge
 from app.domain.ids import new_id
 from app.storage import Storage
 
@@ -27,15 +28,21 @@ def store(
     purpose: str,
     filename: str,
     max_bytes: int,
+    min_free_bytes: int,
     expires_after_seconds: int | None,
 ) -> NewFile:
     """Check an upload and store its content; the row is the caller's to add.
+
+    Args:
+        min_free_bytes: what must still be free afterwards, so that running jobs and the database
+            can go on writing.
 
     Raises:
         InvalidFile: the dataset is not valid; the message names the line. Nothing was stored.
         TooLarge: nothing was stored.
         StorageFull: nothing was stored.
     """
+    _check_room(storage, _length(stream), min_free_bytes)
     summary: DatasetSummary | None = None
     if purpose == FINE_TUNE:
         summary = check_dataset(stream)
@@ -88,6 +95,22 @@ def check_purpose(purpose: str) -> None:
             f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r}",
             param="purpose",
         )
+
+
+def _check_room(storage: Storage, length: int, min_free_bytes: int) -> None:
+    free_bytes = storage.free_bytes()
+    if free_bytes - length < min_free_bytes:
+        raise StorageFull(
+            f"The server is short of disk space: {free_bytes >> 20:,} MiB are free, of which "
+            f"{min_free_bytes >> 20:,} MiB are kept for running jobs. Nothing was stored; try "
+            "again when there is room."
+        )
+
+
+def _length(stream: BinaryIO) -> int:
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return length
 
 
 def _chunks(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:

@@ -36,8 +36,8 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
     """Remove the name of a fine-tuned model, or of the model of a checkpoint.
 
     Returns:
-        The storage prefix whose content no name stands for any more: the caller's to delete
-        after the commit. None if another name still does.
+        The storage prefix of the checkpoint that no name stands for any more: the caller's to
+        delete after the commit. None if another name still does.
 
     Raises:
         NotFound: no such model in this project.
@@ -58,6 +58,8 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
             param="model",
         )
     adapters.remove(connection, project_id, name)
+    # Should the content outlive a crash, the next sweep finds it.
+    jobs.sweep_again(connection, adapter.job_id)
     if adapters.has_prefix(connection, adapter.storage_prefix):
         return None
-    return adapter.storage_prefix
+    return adapter.checkpoint_prefix

@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -76,8 +77,34 @@ class LocalStorage:
         else:
             path.unlink(missing_ok=True)
 
+    def list(self, prefix: str) -> Sequence[str]:
+        try:
+            return sorted(os.listdir(self._path(prefix)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def age_seconds(self, key: str) -> float | None:
+        try:
+            return self._now() - self._path(key).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def delete_abandoned(self, older_than_seconds: float) -> int:
+        written_before = self._now() - older_than_seconds
+        abandoned = [path for path in self._tmp.iterdir() if _touched_at(path) < written_before]
+        for path in abandoned:
+            self.delete(path.relative_to(self._root).as_posix())
+        return len(abandoned)
+
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._root).free
+
+    def _now(self) -> float:
+        # The file system's clock, which is the one that files are dated by: a wrong clock of this
+        # host, or another host's, must not make anything look old.
+        clock = self._tmp / ".clock"
+        clock.touch()
+        return clock.stat().st_mtime
 
     def _path(self, key: str) -> Path:
         path = (self._root / key).resolve()
@@ -88,9 +115,21 @@ class LocalStorage:
 
 
 def _rename(source: Path, target: Path) -> None:
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
     _fsync(target.parent)
+    # A directory that a power failure takes away takes its content with it.
+    for directory in made:
+        _fsync(directory.parent)
+
+
+def _touched_at(path: Path) -> float:
+    """Return when anything at or below a path was last written; never, if it just vanished."""
+    try:
+        return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return math.inf
 
 
 def _fsync(path: Path) -> None:

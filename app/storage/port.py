@@ -1,6 +1,6 @@
 """What every storage backend offers, and the registry of backends by URL scheme."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -48,6 +48,15 @@ class Storage(Protocol):
 
     def delete(self, prefix: str) -> None:
         """Delete everything under a key or prefix; nothing there is not an error."""
+
+    def list(self, prefix: str) -> Sequence[str]:
+        """Return the names directly below a prefix, in order; none if nothing is there."""
+
+    def age_seconds(self, key: str) -> float | None:
+        """Return how long ago a key or prefix was last written, or None if nothing is there."""
+
+    def delete_abandoned(self, older_than_seconds: float) -> int:
+        """Delete what was begun and neither finished nor touched for so long; return how many."""
 
     def free_bytes(self) -> int:
         """Return how many bytes can still be stored."""

@@ -207,3 +207,32 @@ def test_without_room_nothing_is_stored(url: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         storage.open("files/large")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["small"]
+
+
+def test_names_below_a_prefix_are_listed_in_order(storage: Storage) -> None:
+    assert list(storage.list("jobs/one")) == []
+    for name in ("b", "a"):
+        storage.put(f"jobs/one/{name}", [b"1"])
+    storage.put("jobs/one/c/d", [b"1"])
+    assert list(storage.list("jobs/one")) == ["a", "b", "c"]
+    assert list(storage.list("jobs/one/a")) == []
+
+
+def test_what_was_just_written_is_young_and_what_is_not_there_has_no_age(
+    storage: Storage,
+) -> None:
+    storage.put("files/one", [b"1"])
+    age_seconds = storage.age_seconds("files/one")
+    assert age_seconds is not None
+    assert -1 < age_seconds < 60
+    assert storage.age_seconds("files/two") is None
+
+
+def test_what_was_begun_is_abandoned_after_its_time_only(storage: Storage) -> None:
+    scratch = directory_with(storage, weights=b"1")
+    storage.put("files/one", [b"1"])
+    assert storage.delete_abandoned(older_than_seconds=60) == 0
+    assert scratch.exists()
+    assert storage.delete_abandoned(older_than_seconds=-60) >= 1
+    assert not scratch.exists()
+    assert read(storage, "files/one") == b"1"

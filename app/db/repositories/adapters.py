@@ -26,6 +26,11 @@ class Adapter:
     is_final: bool
     created_at: float
 
+    @property
+    def checkpoint_prefix(self) -> str:
+        """Where in storage the checkpoint lies whose `adapter/` this is."""
+        return self.storage_prefix.removesuffix("/adapter")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -96,6 +101,11 @@ def has_prefix(connection: Connection, storage_prefix: str) -> bool:
     """Say whether any name still stands for the content under a prefix."""
     query = select(adapters.c.name).where(adapters.c.storage_prefix == storage_prefix).limit(1)
     return connection.scalar(query) is not None
+
+
+def list_of_job(connection: Connection, job_id: str) -> list[Adapter]:
+    rows = connection.execute(select(adapters).where(adapters.c.job_id == job_id))
+    return [Adapter(**row._mapping) for row in rows]
 
 
 def add_checkpoint(

@@ -1,5 +1,6 @@
 """Rows of files. Their content is in storage, written before the row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
@@ -106,6 +107,11 @@ def is_in_use(connection: Connection, file_id: str) -> bool:
 
 def remove(connection: Connection, project_id: str, file_id: str) -> None:
     connection.execute(delete(files).where(files.c.id == file_id, files.c.project_id == project_id))
+
+
+def list_known(connection: Connection, file_ids: Sequence[str]) -> set[str]:
+    """Return those of the ids that have a row."""
+    return set(connection.scalars(select(files.c.id).where(files.c.id.in_(file_ids))))
 
 
 def list_expired(connection: Connection, limit: int) -> list[File]:
