@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.domain.errors import InvalidInput
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -15,6 +17,9 @@ class Settings:
         engine_kind: which client speaks to the engine: `builtin` or `vllm`.
         lease_ttl_seconds: a worker that is silent for this long loses its job.
         max_attempts: crashes after which a job fails as `worker_lost`.
+        stall_timeout_seconds: a trainer that tells nothing for this long is killed.
+        min_free_bytes: with less room left in storage, uploads are refused and no job is claimed.
+        step_log_path: file to which trainers append a line for every step, or None.
     """
 
     data_dir: Path
@@ -38,16 +43,19 @@ class Settings:
     max_attempts: int = 5
     checkpoint_interval_seconds: float = 300.0
     engine_timeout_seconds: float = 600.0
+    stall_timeout_seconds: float = 1800.0
+    min_free_bytes: int = 512 << 20
+    step_log_path: Path | None = None
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from the environment.
 
     Raises:
-        ValueError: a variable does not hold what it must; the message names it.
+        InvalidInput: a variable does not hold what it must; the message names it.
     """
     data_dir = Path(environment.get("TUNESMITH_DATA_DIR") or ".tunesmith").expanduser().resolve()
-    engine_port = environment.get("ENGINE_PORT") or "8001"
+    engine_port = _port(environment, "ENGINE_PORT", 8001)
     return Settings(
         data_dir=data_dir,
         database_url=environment.get("DATABASE_URL") or f"sqlite:///{data_dir}/tunesmith.db",
@@ -59,7 +67,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         engine_kind=environment.get("ENGINE_KIND") or "builtin",
         engine_api_key=environment.get("ENGINE_API_KEY") or None,
         host=environment.get("API_HOST") or "127.0.0.1",
-        port=int(_number(environment, "API_PORT", 8000)),
+        port=_port(environment, "API_PORT", 8000),
         organization=environment.get("TUNESMITH_ORGANIZATION") or "default",
         max_upload_bytes=int(_number(environment, "MAX_UPLOAD_BYTES", 1 << 30)),
         lease_ttl_seconds=_number(environment, "LEASE_TTL_SECONDS", 60.0),
@@ -69,12 +77,19 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         max_attempts=int(_number(environment, "MAX_ATTEMPTS", 5)),
         checkpoint_interval_seconds=_number(environment, "CHECKPOINT_INTERVAL_SECONDS", 300.0),
         engine_timeout_seconds=_number(environment, "ENGINE_TIMEOUT_SECONDS", 600.0),
+        stall_timeout_seconds=_number(environment, "STALL_TIMEOUT_SECONDS", 1800.0),
+        min_free_bytes=int(_number(environment, "MIN_FREE_BYTES", 512 << 20)),
+        step_log_path=_optional_path(environment, "STEP_LOG"),
     )
 
 
 def _path(environment: Mapping[str, str], name: str, default: Path) -> Path:
+    return _optional_path(environment, name) or default
+
+
+def _optional_path(environment: Mapping[str, str], name: str) -> Path | None:
     value = environment.get(name)
-    return Path(value).expanduser().resolve() if value else default
+    return Path(value).expanduser().resolve() if value else None
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:
@@ -84,7 +99,14 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{name} must be a number, found {text!r}") from None
+        raise InvalidInput(f"{name} must be a number, found {text!r}") from None
     if not 0 < number < float("inf"):
-        raise ValueError(f"{name} must be greater than 0, found {text!r}")
+        raise InvalidInput(f"{name} must be greater than 0, found {text!r}")
     return number
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    port = _number(environment, name, default)
+    if port != int(port) or port > 65_535:
+        raise InvalidInput(f"{name} must be a port from 1 to 65535, found {environment[name]!r}")
+    return int(port)

@@ -1,5 +1,6 @@
 """The one place that knows both domain errors and HTTP, and OpenAI's error envelope."""
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +21,22 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     errors.Conflict: (400, "invalid_request_error"),
     errors.Unauthenticated: (401, "invalid_request_error"),
     errors.NotFound: (404, "invalid_request_error"),
+    errors.RequestInFlight: (409, "invalid_request_error"),
     errors.TooLarge: (413, "invalid_request_error"),
+    errors.IdempotencyKeyReused: (422, "invalid_request_error"),
     errors.TooManyRequests: (429, "rate_limit_error"),
     errors.Unavailable: (503, "server_error"),
     errors.DomainError: (500, "server_error"),
 }
 
-RETRY_AFTER_SECONDS = 2
+_IN_A_MOMENT = {"Retry-After": "2"}
+
+# What tells a client to repeat its request, and when.
+RETRY_HEADERS: Mapping[int, Mapping[str, str]] = {
+    409: {"Retry-After": "1", "x-should-retry": "true"},
+    429: _IN_A_MOMENT,
+    503: _IN_A_MOMENT,
+}
 
 
 def envelope(
@@ -39,10 +49,8 @@ def envelope(
 def response_of(error: errors.DomainError) -> JSONResponse:
     """Return the response that an error is told by."""
     status, type_ = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
-    return JSONResponse(
-        envelope(error.message, type_, error.param, error.code), status, headers=headers
-    )
+    body = envelope(error.message, type_, error.param, error.code)
+    return JSONResponse(body, status, headers=RETRY_HEADERS.get(status))
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -50,6 +58,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(UnicodeEncodeError, _half_a_character)
+    app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -68,6 +77,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if _is_disk_full(error.__cause__):  # Where an upload is kept while it arrives.
+        return response_of(errors.StorageFull())
     message = str(error.detail)
     if error.status_code == 404:
         message = f"Unknown request URL: {request.method} {request.url.path}"
@@ -84,6 +95,16 @@ async def _half_a_character(request: Request, error: Exception) -> JSONResponse:
     # JSON can write a lone surrogate, which no text that leaves us can hold.
     message = "The request holds half of a character (a lone surrogate such as \\ud83d)."
     return JSONResponse(envelope(message, "invalid_request_error", None, "invalid_value"), 400)
+
+
+async def _os_error(request: Request, error: Exception) -> JSONResponse:
+    if _is_disk_full(error):
+        return response_of(errors.StorageFull())
+    return await _unexpected(request, error)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

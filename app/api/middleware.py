@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import response_of
 from app.db.repositories.keys import Principal
-from app.domain.errors import TooLarge, Unauthenticated
+from app.domain.errors import DomainError, TooLarge
 
 
 class RequestIds:
@@ -106,7 +106,7 @@ class Authentication:
             principal = await run_in_threadpool(
                 self._authenticate, key.strip() if scheme.lower() == "bearer" else None
             )
-        except Unauthenticated as error:
+        except DomainError as error:
             await response_of(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = principal

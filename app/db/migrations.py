@@ -5,7 +5,9 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import text
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
 
 from app.db.database import Database
 
@@ -22,6 +24,17 @@ def upgrade(database: Database, revision: str = "head") -> None:
 def downgrade(database: Database, revision: str) -> None:
     """Bring the database down to a revision; `base` removes every table."""
     _move(database, command.downgrade, revision)
+
+
+def known_revisions() -> list[str]:
+    """Return every revision that there is a script for, the newest first."""
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return [script.revision for script in scripts.walk_revisions()]
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Return the revision that a database is at, or None if it holds no tables of ours."""
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def alembic_config() -> Config:

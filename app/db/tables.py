@@ -10,6 +10,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -49,6 +50,8 @@ projects = Table(
     Column("organization_id", ForeignKey("organizations.id"), nullable=False, index=True),
     Column("name", String, nullable=False),
     Column("created_at", Double, nullable=False),
+    # When a job of it was last claimed: projects take turns.
+    Column("served_at", Double),
     UniqueConstraint("organization_id", "name"),
 )
 
@@ -121,9 +124,13 @@ jobs = Table(
     Column("lease_expires_at", Double),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("pause_requested", Boolean, nullable=False, server_default=false()),
-    # The newest state that can be resumed from.
+    # The newest state that can be resumed from, and the one before it should that be damaged.
     Column("resume_prefix", String),
     Column("resume_step", Integer),
+    Column("fallback_prefix", String),
+    Column("fallback_step", Integer),
+    # When what an ended job leaves behind in storage was deleted.
+    Column("storage_swept_at", Double),
     Index(None, "project_id", "created_at", "id"),
     Index(None, "status", "lease_expires_at"),
 )
@@ -169,6 +176,35 @@ adapters = Table(
     Column("is_final", Boolean, nullable=False),
     Column("created_at", Double, nullable=False),
     Index(None, "project_id", "created_at"),
+)
+
+# The answers to POSTs that must not take effect twice.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("project_id", ForeignKey("projects.id"), primary_key=True),
+    Column("method", String, primary_key=True),
+    Column("path", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    # SHA-256 of the request's content: the same key with another content is a mistake.
+    Column("fingerprint", String(64), nullable=False),
+    # Who is at work on the answer, and until when nobody else may be.
+    Column("owner", String, nullable=False),
+    Column("locked_until", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    # The answer; NULL while there is none.
+    Column("status", Integer),
+    Column("content_type", String),
+    Column("body", LargeBinary),
+    Index(None, "expires_at"),
+)
+
+# What has happened since the installation began, for operators.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", BigInteger, nullable=False),
 )
 
 # One row for each thing that only one process may do at a time, such as the sweep.

@@ -9,11 +9,14 @@ DomainError
 ├── InvalidInput
 │   ├── InvalidFile
 │   └── UnknownName
+├── RequestInFlight
+├── IdempotencyKeyReused
 ├── TooLarge
 ├── Unauthenticated
 ├── TooManyRequests
 ├── Unavailable
 │   ├── EngineUnavailable
+│   ├── DatabaseUnavailable
 │   └── StorageFull
 ├── LeaseLost
 └── TrainingFailed
@@ -92,6 +95,18 @@ class UnknownName(InvalidInput):
     code = "unknown_name"
 
 
+class RequestInFlight(DomainError):
+    """A request with this Idempotency-Key is still being answered; try again."""
+
+    code = "idempotency_key_in_use"
+
+
+class IdempotencyKeyReused(DomainError):
+    """This Idempotency-Key was used for another request; use a new key for each request."""
+
+    code = "idempotency_key_reused"
+
+
 class TooLarge(DomainError):
     """The upload is larger than the server accepts."""
 
@@ -120,6 +135,12 @@ class EngineUnavailable(Unavailable):
     """The inference engine is not available right now; try again."""
 
     code = "engine_unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database is not available right now; try again."""
+
+    code = "database_unavailable"
 
 
 class StorageFull(Unavailable):

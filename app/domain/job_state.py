@@ -10,7 +10,7 @@ class JobStatus(StrEnum):
     VALIDATING_FILES = "validating_files"  # The stored content is being checked; no device is held.
     QUEUED = "queued"  # Waiting for a worker to claim it.
     RUNNING = "running"  # Claimed: exactly one worker holds the lease.
-    PAUSED = "paused"  # Stopped by its user; resumes from its last checkpoint.
+    PAUSED = "paused"  # Stopped by its user, until they resume it.
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -19,11 +19,12 @@ class JobStatus(StrEnum):
 _S = JobStatus
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
+    _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
     _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
     # Back to queued: the lease expired, or the worker shut down and gave the job back.
     _S.RUNNING: frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.PAUSED, _S.QUEUED}),
-    _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
+    # To validation, if it was paused before that was done.
+    _S.PAUSED: frozenset({_S.VALIDATING_FILES, _S.QUEUED, _S.CANCELLED}),
     _S.SUCCEEDED: frozenset(),
     _S.FAILED: frozenset(),
     _S.CANCELLED: frozenset(),

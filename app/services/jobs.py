@@ -1,4 +1,4 @@
-"""Creating and cancelling fine-tuning jobs; what is refused is refused before a row exists."""
+"""Creating, cancelling, pausing and resuming jobs; what is refused leaves no trace."""
 
 import secrets
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from app.db.repositories.files import File
 from app.db.repositories.jobs import Job, NewJob
 from app.db.repositories.keys import Principal
 from app.domain.datasets import RECORD_KINDS
-from app.domain.errors import InvalidInput, NotFound
+from app.domain.errors import InvalidInput, InvalidTransition, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.job_spec import AdapterRef
 from app.domain.job_state import JobStatus
@@ -22,6 +22,7 @@ from app.services import models
 from app.services.files import FINE_TUNE
 
 MAX_SEED = 2**31 - 1
+PAUSE_REQUESTED = "Pause requested: the job pauses at the end of the running step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,45 @@ def cancel(connection: Connection, project_id: str, job_id: str) -> Job:
         message="Fine-tuning job cancelled by its user",
         finished_at=now(),
         estimated_finish=None,
+    )
+
+
+def pause(connection: Connection, project_id: str, job_id: str) -> Job:
+    """Pause a job: at once while it waits, else at the running step's end, with a checkpoint.
+
+    Raises:
+        NotFound: no such job.
+        InvalidTransition: it has ended, or is paused already.
+    """
+    job = jobs.get(connection, project_id, job_id, for_update=True)
+    if job.status is not JobStatus.RUNNING:
+        message = "Fine-tuning job paused by its user"
+        return jobs.transition(connection, job_id, JobStatus.PAUSED, message=message)
+    if job.pause_requested:
+        raise InvalidTransition(f"Job {job_id} is about to pause already.")
+    return jobs.request_pause(connection, job_id, True, PAUSE_REQUESTED)
+
+
+def resume(connection: Connection, project_id: str, job_id: str) -> Job:
+    """Queue a paused job again, to go on from its checkpoint; or take back a pause.
+
+    Raises:
+        NotFound: no such job.
+        InvalidTransition: it is not paused, nor about to be.
+    """
+    job = jobs.get(connection, project_id, job_id, for_update=True)
+    if job.status is JobStatus.RUNNING and job.pause_requested:
+        message = "Resumed before the pause took effect"
+        return jobs.request_pause(connection, job_id, False, message)
+    if job.status is not JobStatus.PAUSED:
+        raise InvalidTransition(f"Job {job_id} is {job.status}: only a paused job can be resumed.")
+    return jobs.transition(
+        connection,
+        job_id,
+        JobStatus.VALIDATING_FILES if job.spec is None else JobStatus.QUEUED,
+        message="Fine-tuning job resumed by its user",
+        source=JobStatus.PAUSED,
+        dispatched_at=None,
     )
 
 

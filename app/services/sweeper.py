@@ -1,7 +1,8 @@
 """The sweep: what turns rows into progress when nobody asks. One process does it at a time.
 
 It validates new jobs, sends wake-ups for queued ones, brings back jobs whose worker fell silent,
-and deletes files past their time. Every step may be repeated or interrupted at any point.
+and deletes what is past its time or left over. Every step may be repeated or interrupted at any
+point.
 """
 
 import logging
@@ -13,17 +14,19 @@ from contextlib import suppress
 from sqlalchemy import Connection
 
 from app.db.clock import now
-from app.db.repositories import files, jobs, leases, locks
+from app.db.repositories import counters, files, jobs, leases, locks
 from app.db.repositories.jobs import Job
-from app.domain.errors import LeaseLost
+from app.domain.errors import LeaseLost, Unavailable
 from app.domain.job_state import JobStatus
 from app.queue import send_wake_ups
 from app.resources import Resources
+from app.services import garbage
 from app.services.validation import validate
 
 LOCK = "sweep"
 LOCK_TTL_SECONDS = 15.0
 EXPIRY_INTERVAL_SECONDS = 60.0
+ORPHANS_INTERVAL_SECONDS = 3_600.0
 BATCH = 100
 
 _log = logging.getLogger("tunesmith.sweeper")
@@ -39,6 +42,7 @@ class Sweeper:
         self._closing = False
         self._broker_is_down = False
         self._next_expiry = 0.0
+        self._next_orphans = 0.0
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
@@ -64,12 +68,15 @@ class Sweeper:
         self._dispatch()
         if time.monotonic() >= self._next_expiry:
             self._expire_files()
+            self._delete_garbage()
             self._next_expiry = time.monotonic() + EXPIRY_INTERVAL_SECONDS
 
     def _run(self) -> None:
         while not self._closing:
             try:
                 self.sweep()
+            except Unavailable as error:
+                _log.warning("sweep put off: %s", error.message)
             except Exception:  # The sweep must outlive whatever goes wrong in one round.
                 _log.exception("sweep failed; trying again")
             self._wake.wait(self._resources.settings.sweep_interval_seconds)
@@ -96,18 +103,9 @@ class Sweeper:
     def _bring_back(self, connection: Connection, job: Job) -> None:
         limit = self._resources.settings.max_attempts
         if job.attempts < limit:
-            jobs.transition(
-                connection,
-                job.id,
-                JobStatus.QUEUED,
-                message=f"The worker of attempt {job.attempts} fell silent: job queued again"
-                + (f", to resume from step {job.resume_step}" if job.resume_step else ""),
-                level="warn",
-                epoch=job.lease_epoch,
-                lease_owner=None,
-                lease_expires_at=None,
-                dispatched_at=None,
-            )
+            reason = f"The worker of attempt {job.attempts} fell silent"
+            leases.give_back(connection, job.id, job.lease_epoch, reason, level="warn")
+            counters.add(connection, "lease_steals")
             return
         message = f"The worker was lost {job.attempts} times; the limit is {limit}."
         jobs.transition(
@@ -119,7 +117,9 @@ class Sweeper:
             epoch=job.lease_epoch,
             error={"code": "worker_lost", "message": message, "param": None},
             finished_at=now(),
+            lease_expires_at=None,
         )
+        counters.add(connection, "lease_steals")
 
     def _dispatch(self) -> None:
         resources = self._resources
@@ -139,6 +139,18 @@ class Sweeper:
         self._broker_is_down = False
         with resources.database.write() as connection:
             leases.mark_dispatched(connection, job_ids)
+
+    def _delete_garbage(self) -> None:
+        resources = self._resources
+        deleted = garbage.sweep_jobs(
+            resources.database, resources.storage, resources.settings.lease_ttl_seconds
+        )
+        deleted += garbage.sweep_abandoned(resources.storage)
+        if time.monotonic() >= self._next_orphans:
+            deleted += garbage.sweep_orphans(resources.database, resources.storage)
+            self._next_orphans = time.monotonic() + ORPHANS_INTERVAL_SECONDS
+        if deleted:
+            _log.info("%d things that nothing refers to were deleted from storage", deleted)
 
     def _expire_files(self) -> None:
         with self._resources.database.read() as connection:

@@ -112,6 +112,7 @@ def _queue(
                 job.id,
                 JobStatus.QUEUED,
                 message="Files validated, moving job to queued state",
+                source=JobStatus.VALIDATING_FILES,
                 spec=spec.to_json(),
                 hyperparameters={resolution.name: resolution.value for resolution in resolutions},
             )
@@ -127,7 +128,7 @@ def _queue(
                         },
                     )
     except InvalidTransition:
-        return  # Cancelled meanwhile.
+        return  # Cancelled, paused or validated by another meanwhile.
 
 
 def _fail(database: Database, job: Job, error: DomainError) -> None:
@@ -139,6 +140,7 @@ def _fail(database: Database, job: Job, error: DomainError) -> None:
                 JobStatus.FAILED,
                 message=error.message,
                 level="error",
+                source=JobStatus.VALIDATING_FILES,
                 error={
                     "code": error.code,
                     "message": error.message,

@@ -199,3 +199,71 @@ def test_moments_move_on_within_a_transaction(database: Database) -> None:
         while later == first:
             later = connection.scalar(select(now()))
     assert later > first
+
+
+def claim_order(database: Database) -> list[str]:
+    order = []
+    with database.write() as connection:
+        while job := leases.claim_next(connection, "me", 60):
+            order.append(job.id)
+            jobs.transition(connection, job.id, JobStatus.SUCCEEDED, message="done")
+    return order
+
+
+def test_projects_take_turns(database: Database) -> None:
+    """A project that queued a hundred jobs first does not make the others wait for all of them."""
+    with database.write() as connection:
+        many, few = add_project(connection, "many"), add_project(connection, "few")
+        first = [add_queued_job(connection, many) for _ in range(3)]
+        late = [add_queued_job(connection, few) for _ in range(2)]
+    for number, job in enumerate([*first, *late]):
+        set_columns(database, job.id, created_at=float(number))
+    expected = [first[0], late[0], first[1], late[1], first[2]]
+    assert claim_order(database) == [job.id for job in expected]
+
+
+def test_the_project_with_fewer_running_jobs_comes_first(database: Database) -> None:
+    with database.write() as connection:
+        busy, idle = add_project(connection, "busy"), add_project(connection, "idle")
+        add_running_job(connection, busy)
+        older = add_queued_job(connection, busy)
+        newer = add_queued_job(connection, idle)
+    set_columns(database, older.id, created_at=1.0)
+    assert claim_order(database) == [newer.id, older.id]
+
+
+def test_a_job_under_way_comes_before_new_ones(database: Database) -> None:
+    with database.write() as connection:
+        project = add_project(connection)
+        new = add_queued_job(connection, project)
+        begun = add_queued_job(connection, project)
+    set_columns(database, new.id, created_at=1.0)
+    set_columns(database, begun.id, started_at=5.0)
+    assert claim_order(database) == [begun.id, new.id]
+
+
+def test_the_checkpoint_before_is_what_is_fallen_back_to(database: Database) -> None:
+    with database.write() as connection:
+        job = add_running_job(connection, add_project(connection))
+        for step in (2, 4, 4, 6):
+            last = leases.write_checkpoint(connection, job.id, 1, f"jobs/x/e1/step-{step}", step)
+        assert (last.resume_step, last.fallback_step) == (6, 4)
+        once = leases.fall_back(connection, job.id, 1)
+        assert (once.resume_step, once.fallback_step) == (4, None)
+        assert once.resume_prefix == "jobs/x/e1/step-4"
+        twice = leases.fall_back(connection, job.id, 1)
+    assert (twice.resume_prefix, twice.resume_step) == (None, None)
+
+
+def test_a_graceful_end_takes_its_attempt_back(database: Database) -> None:
+    with database.write() as connection:
+        job = add_running_job(connection, add_project(connection))
+        given = leases.give_back(
+            connection,
+            job.id,
+            1,
+            "The worker shuts down",
+            level="info",
+            attempts=leases.ONE_ATTEMPT_LESS,
+        )
+    assert (given.status, given.attempts, given.lease_epoch) == (JobStatus.QUEUED, 0, 1)

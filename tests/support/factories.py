@@ -141,6 +141,7 @@ def store_dataset(
         purpose="fine-tune",
         filename="train.jsonl",
         max_bytes=len(content),
+        min_free_bytes=0,
         expires_after_seconds=None,
     )
     return files.add(connection, stored)

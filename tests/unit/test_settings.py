@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.errors import InvalidInput
 from app.settings import load_settings
 
 
@@ -48,7 +49,14 @@ def test_an_empty_variable_is_as_none() -> None:
 @pytest.mark.parametrize("name", ["API_PORT", "LEASE_TTL_SECONDS", "MAX_UPLOAD_BYTES"])
 @pytest.mark.parametrize("value", ["many", "0", "-1", "nan", "inf"])
 def test_a_number_that_is_none_is_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(InvalidInput, match=name):
+        load_settings({name: value})
+
+
+@pytest.mark.parametrize("name", ["API_PORT", "ENGINE_PORT"])
+@pytest.mark.parametrize("value", ["80.5", "65536", "http"])
+def test_a_port_that_is_none_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(InvalidInput, match=name):
         load_settings({name: value})
 
 

@@ -6,13 +6,17 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import WithJsonSchema
+from sqlalchemy import Connection
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep
+from app.api.idempotency import IdempotentUploadDep
 from app.api.schemas.common import errors
 from app.api.schemas.files import DeletedFile, FileList, OpenAIFile
 from app.db.repositories import files as rows
+from app.db.repositories import idempotency
+from app.db.repositories.files import NewFile
 from app.domain.errors import InvalidInput
 from app.services import files
 
@@ -40,12 +44,14 @@ async def _only_known_fields(request: Request) -> None:
     "",
     operation_id="createFile",
     summary="Upload a dataset",
-    responses=errors(400, 413, 503),
+    response_model=OpenAIFile,
+    responses=errors(400, 409, 413, 422, 503),
     dependencies=[Depends(_only_known_fields)],
 )
 def create_file(
     resources: ResourcesDep,
     principal: PrincipalDep,
+    idempotent: IdempotentUploadDep,
     file: Annotated[
         UploadFile,
         # `format` is what generators of clients know a file by, as in OpenAPI 3.0.
@@ -59,7 +65,7 @@ def create_file(
     expires_after_seconds: Annotated[
         int | None, Form(alias="expires_after[seconds]", ge=3_600, le=2_592_000)
     ] = None,
-) -> OpenAIFile:
+) -> Response:
     """Check a dataset line by line and store it. What is wrong with it is told here, not later."""
     files.check_purpose(purpose)
     if (expires_after_anchor is None) != (expires_after_seconds is None):
@@ -68,17 +74,26 @@ def create_file(
         )
     if "\x00" in (file.filename or ""):
         raise InvalidInput("The file's name holds a NUL character.", param="file")
-    stored = files.store(
-        resources.storage,
-        file.file,
-        project_id=principal.project_id,
-        purpose=purpose,
-        filename=PurePath(file.filename or "upload.jsonl").name[:255],
-        max_bytes=resources.settings.max_upload_bytes,
-        expires_after_seconds=expires_after_seconds,
-    )
-    with resources.database.write() as connection:
+
+    def store() -> NewFile:
+        return files.store(
+            resources.storage,
+            file.file,
+            project_id=principal.project_id,
+            purpose=purpose,
+            filename=PurePath(file.filename or "upload.jsonl").name[:255],
+            max_bytes=resources.settings.max_upload_bytes,
+            min_free_bytes=resources.settings.min_free_bytes,
+            expires_after_seconds=expires_after_seconds,
+        )
+
+    def add(connection: Connection, stored: NewFile) -> OpenAIFile:
         return OpenAIFile.of(rows.add(connection, stored))
+
+    def discard(stored: NewFile) -> None:
+        resources.storage.delete(stored.storage_key)
+
+    return idempotent.once_prepared(add, prepare=store, discard=discard)
 
 
 @router.get("", operation_id="listFiles", summary="List files", responses=errors(400))
@@ -159,5 +174,7 @@ def delete_file(resources: ResourcesDep, principal: PrincipalDep, file_id: str) 
     """Delete a file that no unfinished job reads."""
     with resources.database.write() as connection:
         file = files.remove(connection, principal.project_id, file_id)
+        # An upload of the same content is a new file from now on.
+        idempotency.outdate(connection, principal.project_id, [router.prefix])
     resources.storage.delete(file.storage_key)
     return DeletedFile(id=file.id)

@@ -123,11 +123,38 @@ def retrieve_job(
 )
 def cancel_job(
     resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
-) -> FineTuningJob:
+) -> Response:
     """Cancel a job that has not ended; a running one stops at its next step."""
-    with resources.database.write() as connection:
-        job = jobs.cancel(connection, principal.project_id, fine_tuning_job_id)
-    return FineTuningJob.of(job, principal.organization_id)
+    return _move(jobs.cancel, idempotent, principal, fine_tuning_job_id)
+
+
+@router.post(
+    "/{fine_tuning_job_id}/pause",
+    operation_id="pauseFineTuningJob",
+    summary="Pause a fine-tuning job",
+    responses=errors(400, 404),
+)
+def pause_job(
+    resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
+) -> Response:
+    """Pause a job. One that is running pauses at the end of its step, with a checkpoint."""
+    return _move(jobs.pause, idempotent, principal, fine_tuning_job_id)
+
+
+@router.post(
+    "/{fine_tuning_job_id}/resume",
+    operation_id="resumeFineTuningJob",
+    summary="Resume a fine-tuning job",
+    responses=errors(400, 404),
+)
+def resume_job(
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    sweeper: SweeperDep,
+    fine_tuning_job_id: str,
+) -> Response:
+    """Let a paused job go on from its last checkpoint, or take back a pause that is still due."""
+    return _move(jobs.resume, idempotent, principal, fine_tuning_job_id)
 
 
 @router.get(

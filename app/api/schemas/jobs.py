@@ -39,6 +39,7 @@ class JobDetails(Response):
     adapter: dict[str, Any]
     training: dict[str, Any]
     progress: JobProgress | None
+    pause_requested: bool
     learning_rate: float | None
 
 
@@ -95,6 +96,7 @@ class FineTuningJob(Response):
                 adapter={"type": "lora"} | msgspec.to_builtins(_adapter_of(job)),
                 training=job.extension["training"],
                 progress=JobProgress(**job.progress) if job.progress else None,
+                pause_requested=job.pause_requested,
                 learning_rate=_learning_rate_of(job),
             ),
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, or_, select, update
+from sqlalchemy import Connection, Select, Update, insert, or_, select, update
 
 from app.db.clock import now
 from app.db.json_text import json_text
@@ -50,6 +50,9 @@ class Job:
     pause_requested: bool
     resume_prefix: str | None
     resume_step: int | None
+    fallback_prefix: str | None
+    fallback_step: int | None
+    storage_swept_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +100,24 @@ def add(connection: Connection, job: NewJob) -> Job:
     return from_row(row)
 
 
-def get(connection: Connection, project_id: str, job_id: str) -> Job:
-    """Return a job of the project. Raises: NotFound."""
-    job = find(connection, job_id)
+def get(connection: Connection, project_id: str, job_id: str, *, for_update: bool = False) -> Job:
+    """Return a job of the project.
+
+    Args:
+        for_update: nobody else may change the row before the end of the transaction.
+
+    Raises:
+        NotFound: there is none.
+    """
+    job = find(connection, job_id, for_update=for_update)
     if job is None or job.project_id != project_id:
         raise NotFound(f"Could not find fine-tuning job: {job_id!r}", param="fine_tuning_job_id")
     return job
 
 
-def find(connection: Connection, job_id: str) -> Job | None:
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+def find(connection: Connection, job_id: str, *, for_update: bool = False) -> Job | None:
+    query = select(jobs).where(jobs.c.id == job_id)
+    row = connection.execute(query.with_for_update() if for_update else query).one_or_none()
     return from_row(row) if row else None
 
 
@@ -146,6 +157,49 @@ def is_adapter_needed(connection: Connection, job_id: str, storage_prefix: str) 
     return connection.scalar(query) is not None
 
 
+def list_unswept(connection: Connection, ended_for_seconds: float, limit: int) -> list[Job]:
+    """Return jobs under way, and those that ended a while ago and were never swept."""
+    is_ended = jobs.c.status.in_(sorted(TERMINAL))
+    rows = connection.execute(
+        select(jobs)
+        .where(
+            jobs.c.storage_swept_at.is_(None),
+            jobs.c.lease_epoch > 0,
+            or_(~is_ended, jobs.c.finished_at < now() - ended_for_seconds),
+        )
+        .order_by(is_ended.desc(), jobs.c.created_at)
+        .limit(limit)
+    )
+    return [from_row(row) for row in rows]
+
+
+def forget_checkpoints(connection: Connection, job_id: str) -> None:
+    """Drop the pointers of an ended job to what it could have resumed from."""
+    connection.execute(
+        _ended(job_id).values(
+            resume_prefix=None, resume_step=None, fallback_prefix=None, fallback_step=None
+        )
+    )
+
+
+def mark_swept(connection: Connection, job_id: str) -> None:
+    """Note that nothing is left in storage that no name stands for."""
+    connection.execute(_ended(job_id).values(storage_swept_at=now()))
+
+
+def sweep_again(connection: Connection, job_id: str) -> None:
+    connection.execute(_ended(job_id).values(storage_swept_at=None))
+
+
+def request_pause(connection: Connection, job_id: str, is_wanted: bool, message: str) -> Job:
+    """Note on a running job whether it shall pause, with the event that tells of it."""
+    row = connection.execute(
+        update(jobs).where(jobs.c.id == job_id).values(pause_requested=is_wanted).returning(jobs)
+    ).one()
+    events.add(connection, job_id, message)
+    return from_row(row)
+
+
 def transition(
     connection: Connection,
     job_id: str,
@@ -153,13 +207,16 @@ def transition(
     *,
     message: str,
     level: events.Level = "info",
+    source: JobStatus | None = None,
     epoch: int | None = None,
     **fields: Any,
 ) -> Job:
     """Move a job to another status, with its event, if the table of moves allows it.
 
     Args:
-        epoch: the caller's lease epoch; given by every writer that works under a lease.
+        source: the only status that the job may come from; without it, any that leads to `to`.
+        epoch: the caller's lease epoch; given by every writer that works under a lease. It
+            implies that the job is running.
         fields: further columns to write in the same statement.
 
     Raises:
@@ -167,10 +224,17 @@ def transition(
         LeaseLost: the epoch is not the job's any more, or the job has left the state.
         InvalidTransition: the job's status does not lead there; nothing was written.
     """
-    statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sorted(sources_of(to))))
+    sources = sources_of(to)
+    if epoch is not None:
+        source = JobStatus.RUNNING
+    if source is not None:
+        sources &= {source}
+    statement = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sorted(sources)))
     if epoch is not None:
         statement = statement.where(jobs.c.lease_epoch == epoch)
-    row = connection.execute(statement.values(status=to, **fields).returning(jobs)).one_or_none()
+    # A wish to pause ends with the state that it was made in.
+    values = {"status": to, "pause_requested": False, **fields}
+    row = connection.execute(statement.values(**values).returning(jobs)).one_or_none()
     if row is not None:
         events.add(connection, job_id, message, level=level)
         return from_row(row)
@@ -180,6 +244,10 @@ def transition(
     if epoch is not None:
         raise LeaseLost(f"attempt {epoch} of job {job_id} cannot move it from {current} to {to}")
     raise InvalidTransition(f"Job {job_id} is {current}: it cannot become {to}.")
+
+
+def _ended(job_id: str) -> Update:
+    return update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(sorted(TERMINAL)))
 
 
 def from_row(row: Any) -> Job:

@@ -7,12 +7,13 @@ finds that its writes touch no row, and is told so by `LeaseLost`.
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Update, or_, select, update
+from sqlalchemy import Connection, Update, func, or_, select, update
 
 from app.db.clock import now
+from app.db.repositories import counters, events
 from app.db.repositories import jobs as job_rows
 from app.db.repositories.jobs import Job
-from app.db.tables import jobs
+from app.db.tables import jobs, projects
 from app.domain.errors import InvalidTransition, LeaseLost
 from app.domain.job_state import JobStatus
 
@@ -30,23 +31,40 @@ class Renewal:
 def claim_next(connection: Connection, owner: str, ttl_seconds: float) -> Job | None:
     """Claim the queued job that is first in order, or None when there is none.
 
-    The order is decided here and not by the broker: priority, then age.
+    The order is decided here and not by the broker: priority; jobs under way before new ones; the
+    project with the fewest running jobs, and of those the one that was served longest ago; age.
     """
+    running = (
+        select(jobs.c.project_id, func.count().label("count"))
+        .where(jobs.c.status == JobStatus.RUNNING)
+        .group_by(jobs.c.project_id)
+        .subquery("running")
+    )
     job_id = connection.scalar(
         select(jobs.c.id)
+        .join(projects)
+        .outerjoin(running, running.c.project_id == jobs.c.project_id)
         .where(jobs.c.status == JobStatus.QUEUED)
-        .order_by(jobs.c.priority.desc(), jobs.c.created_at)
+        .order_by(
+            jobs.c.priority.desc(),
+            jobs.c.started_at.is_(None),
+            func.coalesce(running.c.count, 0),
+            func.coalesce(projects.c.served_at, 0),
+            jobs.c.created_at,
+            jobs.c.id,
+        )
         .limit(1)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=jobs)
     )
     if job_id is None:
         return None
     try:
-        return job_rows.transition(
+        job = job_rows.transition(
             connection,
             job_id,
             JobStatus.RUNNING,
             message="Fine-tuning job started",
+            source=JobStatus.QUEUED,
             lease_epoch=jobs.c.lease_epoch + 1,
             lease_owner=owner,
             lease_expires_at=now() + ttl_seconds,
@@ -55,6 +73,10 @@ def claim_next(connection: Connection, owner: str, ttl_seconds: float) -> Job | 
         )
     except InvalidTransition:
         return None  # Cancelled between the two statements.
+    connection.execute(
+        update(projects).where(projects.c.id == job.project_id).values(served_at=now())
+    )
+    return job
 
 
 def renew(connection: Connection, job_id: str, epoch: int, ttl_seconds: float) -> Renewal:
@@ -74,7 +96,7 @@ def renew(connection: Connection, job_id: str, epoch: int, ttl_seconds: float) -
     return Renewal(pause_requested=row.pause_requested)
 
 
-def write(connection: Connection, job_id: str, epoch: int, **fields: Any) -> None:
+def write(connection: Connection, job_id: str, epoch: int, **fields: Any) -> Job:
     """Write columns of a job under its lease; with none, only check that it is held.
 
     Raises:
@@ -82,9 +104,88 @@ def write(connection: Connection, job_id: str, epoch: int, **fields: Any) -> Non
     """
     # Writing the epoch over itself takes the row's lock, which a mere look would not.
     fields = fields or {"lease_epoch": epoch}
-    result = connection.execute(_under_lease(job_id, epoch).values(**fields))
-    if result.rowcount == 0:
+    row = connection.execute(
+        _under_lease(job_id, epoch).values(**fields).returning(jobs)
+    ).one_or_none()
+    if row is None:
         raise LeaseLost(f"attempt {epoch} of job {job_id} no longer holds the lease")
+    return job_rows.from_row(row)
+
+
+def write_checkpoint(
+    connection: Connection, job_id: str, epoch: int, prefix: str, step: int
+) -> Job:
+    """Make a checkpoint the one to resume from; the one before becomes what to fall back to.
+
+    Raises:
+        LeaseLost: another attempt holds the job, or it ended; nothing was written.
+    """
+    job = write(connection, job_id, epoch)
+    if job.resume_prefix == prefix:
+        return job
+    return write(
+        connection,
+        job_id,
+        epoch,
+        resume_prefix=prefix,
+        resume_step=step,
+        fallback_prefix=job.resume_prefix,
+        fallback_step=job.resume_step,
+    )
+
+
+def fall_back(connection: Connection, job_id: str, epoch: int) -> Job:
+    """Resume from the checkpoint before, or from the start: the newest one is damaged.
+
+    Raises:
+        LeaseLost: another attempt holds the job, or it ended; nothing was written.
+    """
+    job = write(connection, job_id, epoch)
+    return write(
+        connection,
+        job_id,
+        epoch,
+        resume_prefix=job.fallback_prefix,
+        resume_step=job.fallback_step,
+        fallback_prefix=None,
+        fallback_step=None,
+    )
+
+
+def give_back(
+    connection: Connection,
+    job_id: str,
+    epoch: int,
+    reason: str,
+    *,
+    level: events.Level,
+    **fields: Any,
+) -> Job:
+    """End an attempt before its job has ended: the job is queued again, or paused if that is due.
+
+    Args:
+        reason: how the event that tells of it begins.
+        fields: further columns to write.
+
+    Raises:
+        LeaseLost: another attempt holds the job, or it ended; nothing was written.
+    """
+    job = write(connection, job_id, epoch, **fields)
+    to, outcome = JobStatus.QUEUED, "job queued again"
+    if job.pause_requested:
+        to, outcome = JobStatus.PAUSED, "job paused"
+    where = f" at step {job.resume_step}" if job.resume_step else ""
+    return job_rows.transition(
+        connection,
+        job_id,
+        to,
+        message=f"{reason}: {outcome}{where}",
+        level=level,
+        epoch=epoch,
+        lease_owner=None,
+        lease_expires_at=None,
+        dispatched_at=None,
+    )
 
 
 def list_expired(connection: Connection, limit: int) -> list[Job]:
@@ -117,7 +218,14 @@ def list_undispatched(
 
 
 def mark_dispatched(connection: Connection, job_ids: list[str]) -> None:
-    connection.execute(update(jobs).where(jobs.c.id.in_(job_ids)).values(dispatched_at=now()))
+    """Note that a message was sent for each job; those that had one already are counted."""
+    sent = jobs.c.id.in_(job_ids)
+    again = connection.scalar(
+        select(func.count()).select_from(jobs).where(sent, jobs.c.dispatched_at.is_not(None))
+    )
+    connection.execute(update(jobs).where(sent).values(dispatched_at=now()))
+    if again:
+        counters.add(connection, "redispatches", again)
 
 
 def _under_lease(job_id: str, epoch: int) -> Update:

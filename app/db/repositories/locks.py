@@ -1,6 +1,6 @@
 """Short leases for what only one process may do at a time."""
 
-from sqlalchemy import Connection, or_
+from sqlalchemy import Connection, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.clock import now
@@ -19,3 +19,8 @@ def acquire(connection: Connection, name: str, owner: str, ttl_seconds: float) -
         ).returning(locks.c.owner)
     ).scalar()
     return taken == owner
+
+
+def seconds_left(connection: Connection, name: str) -> float | None:
+    """Return how long a lock still holds, negative once it has expired; None if it never held."""
+    return connection.scalar(select(locks.c.expires_at - now()).where(locks.c.name == name))

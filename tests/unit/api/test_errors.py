@@ -35,6 +35,7 @@ EXPECTED_STATUS = {
     errors.TooManyRequests: 429,
     errors.Unavailable: 503,
     errors.EngineUnavailable: 503,
+    errors.DatabaseUnavailable: 503,
     errors.StorageFull: 503,
 }
 

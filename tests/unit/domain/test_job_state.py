@@ -5,10 +5,10 @@ import pytest
 from app.domain.job_state import TERMINAL, TRANSITIONS, JobStatus, sources_of
 
 ALLOWED = {
-    "validating_files": {"queued", "failed", "cancelled"},
+    "validating_files": {"queued", "paused", "failed", "cancelled"},
     "queued": {"running", "paused", "failed", "cancelled"},
     "running": {"succeeded", "failed", "cancelled", "paused", "queued"},
-    "paused": {"queued", "cancelled"},
+    "paused": {"validating_files", "queued", "cancelled"},
     "succeeded": set(),
     "failed": set(),
     "cancelled": set(),
