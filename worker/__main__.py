@@ -1,8 +1,10 @@
 """Entry of the worker process: `python -m worker`, or `tunesmith worker`."""
 
 import logging
+import sys
 
 from app.db.migrations import upgrade
+from app.domain.errors import DomainError
 from app.lifeline import hold_lifeline
 from app.resources import Resources
 from app.settings import load_settings
@@ -34,4 +36,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DomainError as error:
+        sys.exit(f"tunesmith worker: {error.message}")

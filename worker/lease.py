@@ -7,11 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from app.db.database import Database
 from app.db.repositories import leases
-from app.domain.errors import LeaseLost
+from app.domain.errors import LeaseLost, Unavailable
 
 # The trainer takes no step past this share of the time to live, so that it has certainly stopped
 # when another worker may claim the job.
@@ -20,12 +18,42 @@ FENCE = 0.75
 _log = logging.getLogger("tunesmith.worker")
 
 
+class DeadlineFile:
+    """Tells a trainer the moment past which it may change nothing.
+
+    It is made before the claim: a job that is claimed must not wait for room in a full directory.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self) -> None:
+        handle, name = tempfile.mkstemp(prefix="tunesmith-lease-")
+        self._file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - closed by `close`.
+        self.path = Path(name)
+        try:
+            self.tell(0.0)
+        except OSError:
+            self.close()
+            raise
+
+    def tell(self, moment: float) -> None:
+        # Eight bytes in one write: the reader sees the old moment or the new one.
+        self._file.seek(0)
+        self._file.write(struct.pack("<d", moment))
+
+    def close(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
 class Lease:
     """A claimed lease, renewed until it is closed or lost.
 
     Args:
         epoch: of the claim; every write of this attempt carries it.
         claimed_at: `time.monotonic()` from before the claim was sent.
+        deadline_file: told of every renewal; the caller's to close.
     """
 
     def __init__(
@@ -36,6 +64,7 @@ class Lease:
         *,
         ttl_seconds: float,
         claimed_at: float,
+        deadline_file: DeadlineFile,
     ) -> None:
         self.job_id = job_id
         self.epoch = epoch
@@ -43,11 +72,10 @@ class Lease:
         self._ttl_seconds = ttl_seconds
         self._lost = threading.Event()
         self._closing = threading.Event()
+        self._pause = threading.Event()
         self._deadline = claimed_at + FENCE * ttl_seconds
-        handle, name = tempfile.mkstemp(prefix="tunesmith-lease-")
-        self._file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - closed by `close`.
-        self.deadline_file = Path(name)
-        self._tell_deadline()
+        self._deadline_file = deadline_file
+        deadline_file.tell(self._deadline)
         self._thread = threading.Thread(target=self._renew_until_closed, name=f"lease {job_id}")
         self._thread.start()
 
@@ -57,11 +85,14 @@ class Lease:
         # Also when a renewal hangs: the other side of the fence does not wait for it.
         return self._lost.is_set() or time.monotonic() >= self._deadline
 
+    @property
+    def is_pause_requested(self) -> bool:
+        """True once a renewal has brought back that the job shall pause."""
+        return self._pause.is_set()
+
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
-        self._file.close()
-        self.deadline_file.unlink(missing_ok=True)
 
     def _renew_until_closed(self) -> None:
         interval = self._ttl_seconds / 4
@@ -71,22 +102,19 @@ class Lease:
             asked_at = time.monotonic()
             try:
                 with self._database.write() as connection:
-                    leases.renew(connection, self.job_id, self.epoch, self._ttl_seconds)
+                    renewal = leases.renew(connection, self.job_id, self.epoch, self._ttl_seconds)
             except LeaseLost:
                 self._lost.set()
                 return
-            except DBAPIError as error:
-                _log.warning("cannot renew the lease of %s: %s", self.job_id, error.orig)
+            except Unavailable as error:
+                _log.warning("cannot renew the lease of %s: %s", self.job_id, error.message)
                 interval = self._ttl_seconds / 20
                 if time.monotonic() >= self._deadline:
                     self._lost.set()
                     return
                 continue
+            if renewal.pause_requested:
+                self._pause.set()
             interval = self._ttl_seconds / 4
             self._deadline = asked_at + FENCE * self._ttl_seconds
-            self._tell_deadline()
-
-    def _tell_deadline(self) -> None:
-        # Eight bytes in one write: the reader sees the old moment or the new one.
-        self._file.seek(0)
-        self._file.write(struct.pack("<d", self._deadline))
+            self._deadline_file.tell(self._deadline)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
 
 from app.db.clock import now
 from app.db.database import Database
-from app.db.repositories import adapters, events, files, jobs, leases
+from app.db.repositories import adapters, counters, events, files, jobs, leases
 from app.db.repositories.files import NewFile
 from app.db.repositories.jobs import Job
-from app.domain.errors import LeaseLost
+from app.domain.errors import LeaseLost, Unavailable
 from app.domain.ids import checkpoint_model_name, new_id
 from app.domain.job_state import JobStatus
 from app.services.files import RESULTS
@@ -36,11 +35,14 @@ class Recorder:
     Any method may raise LeaseLost: then it wrote nothing.
     """
 
-    def __init__(self, database: Database, storage: Storage, job: Job, lease: Lease) -> None:
+    def __init__(
+        self, database: Database, storage: Storage, job: Job, lease: Lease, max_attempts: int
+    ) -> None:
         self._database = database
         self._storage = storage
         self._job = job
         self._lease = lease
+        self._max_attempts = max_attempts
         self._last_step_event = 0.0
 
     def prepared(self, message: Message) -> None:
@@ -59,12 +61,17 @@ class Recorder:
         if message["start_step"]:
             told.append(f"Resuming from step {message['start_step']}")
 
+        reached = (self._job.progress or {}).get("step", 0)
+        repeated = max(0, reached - message["start_step"])
+
         def write(connection: Connection) -> None:
             self._check(connection)
             for text in told:
                 events.add(connection, self._job.id, text)
             for text in warnings:
                 events.add(connection, self._job.id, text, level="warn")
+            if repeated:
+                counters.add(connection, "repeated_steps", repeated)
 
         self._write(write)
 
@@ -120,7 +127,13 @@ class Recorder:
         """Move the resume pointer; at the end of an epoch, also name the weights."""
 
         def write(connection: Connection) -> None:
-            self._check(connection, resume_prefix=message["prefix"], resume_step=message["step"])
+            leases.write_checkpoint(
+                connection,
+                self._job.id,
+                self._lease.epoch,
+                message["prefix"],
+                message["step"],
+            )
             if message["epoch_end"]:
                 self._name_checkpoint(connection, message)
 
@@ -168,58 +181,65 @@ class Recorder:
 
         self._write(write)
 
-    def crashed(self, cause: str, log_tail: str, max_attempts: int) -> None:
-        """The trainer died: queue the job again, or fail it when it has died too often."""
-        if self._job.attempts >= max_attempts:
+    def crashed(self, cause: str, log_tail: str) -> None:
+        """Queue the job of a trainer that came to grief, or fail it if that was once too often.
+
+        Args:
+            cause: for people: "signal SIGKILL", "exit status 1".
+            log_tail: the last lines that it wrote.
+        """
+        if self._job.attempts >= self._max_attempts:
             tail = log_tail[-LOG_TAIL_CHARACTERS:]
             self.failed(
                 "worker_lost",
-                f"The trainer died {self._job.attempts} times, last by {cause}; the limit is "
-                f"{max_attempts}. Its last lines:\n{tail}",
+                f"The trainer was lost {self._job.attempts} times, last by {cause}; the limit is "
+                f"{self._max_attempts}. Its last lines:\n{tail}",
                 None,
             )
             return
-        self._requeue(f"The trainer died by {cause}: job queued again", level="warn")
 
-    def restart_from_scratch(self, reason: str) -> None:
-        """The state to resume from is damaged: begin anew rather than go on from it."""
-        self._requeue(
-            f"{reason}; starting again from the first step",
-            level="warn",
-            resume_prefix=None,
-            resume_step=None,
-        )
-
-    def released(self, message: Message) -> None:
-        """The worker shuts down: give the job back; this attempt does not count."""
-        fields: dict[str, Any] = {"attempts": leases.ONE_ATTEMPT_LESS}
-        if message["prefix"] is not None:
-            fields |= {
-                "resume_prefix": message["prefix"],
-                "resume_step": message["step"],
-            }
-        self._requeue(
-            f"The worker shuts down: job queued again at step {message['step']}",
-            level="info",
-            **fields,
-        )
-
-    def _requeue(self, text: str, *, level: events.Level, **fields: Any) -> None:
         def write(connection: Connection) -> None:
-            jobs.transition(
-                connection,
-                self._job.id,
-                JobStatus.QUEUED,
-                message=text,
-                level=level,
-                epoch=self._lease.epoch,
-                lease_owner=None,
-                lease_expires_at=None,
-                dispatched_at=None,
-                **fields,
-            )
+            self._give_back(connection, f"The trainer was ended by {cause}", level="warn")
 
         self._write(write)
+
+    def fall_back(self, reason: str) -> None:
+        """The checkpoint to resume from is damaged: go back to the one before, or to the start."""
+
+        def write(connection: Connection) -> None:
+            leases.fall_back(connection, self._job.id, self._lease.epoch)
+            self._give_back(connection, reason, level="warn", attempts=leases.ONE_ATTEMPT_LESS)
+
+        self._write(write)
+
+    def out_of_room(self, reason: str) -> None:
+        """Storage is full: give the job back until there is room; this attempt does not count."""
+
+        def write(connection: Connection) -> None:
+            self._give_back(connection, reason, level="warn", attempts=leases.ONE_ATTEMPT_LESS)
+
+        self._write(write)
+
+    def released(self, message: Message, reason: str) -> None:
+        """The run was told to stop: give the job back; this attempt does not count."""
+
+        def write(connection: Connection) -> None:
+            if message["prefix"] is not None:
+                leases.write_checkpoint(
+                    connection,
+                    self._job.id,
+                    self._lease.epoch,
+                    message["prefix"],
+                    message["step"],
+                )
+            self._give_back(connection, reason, level="info", attempts=leases.ONE_ATTEMPT_LESS)
+
+        self._write(write)
+
+    def _give_back(
+        self, connection: Connection, reason: str, *, level: events.Level, **fields: Any
+    ) -> None:
+        leases.give_back(connection, self._job.id, self._lease.epoch, reason, level=level, **fields)
 
     def _name_checkpoint(self, connection: Connection, message: Message) -> None:
         if adapters.has_checkpoint(connection, self._job.id, message["step"]):
@@ -272,10 +292,10 @@ class Recorder:
                 with self._database.write() as connection:
                     write(connection)
                 return
-            except OperationalError as error:
+            except Unavailable as error:
                 if self._lease.is_lost:
                     raise LeaseLost() from error
-                _log.warning("the database is away, trying again: %s", error.orig)
+                _log.warning("cannot write, trying again: %s", error.message)
                 time.sleep(RETRY_SECONDS)
 
 

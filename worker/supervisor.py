@@ -1,5 +1,6 @@
 """Claims jobs and sees them through: one at a time, in a trainer that stays warm in between."""
 
+import errno
 import logging
 import os
 import secrets
@@ -8,21 +9,22 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.exc import DBAPIError
 
 from app.base_models import ensure_installed
-from app.db.repositories import jobs, leases
+from app.db.repositories import counters, jobs, leases
 from app.db.repositories.jobs import Job
-from app.domain.errors import DomainError, LeaseLost
+from app.domain.errors import DomainError, LeaseLost, StorageFull, Unavailable
 from app.domain.job_spec import JobSpec
 from app.domain.job_state import TERMINAL
 from app.domain.methods import METHODS
 from app.resources import Resources
-from worker.lease import Lease
+from worker.lease import DeadlineFile, Lease
 from worker.recorder import Recorder
+from worker.room import Room
 from worker.trainer import Trainer, TrainerDied
 
 POLL_SECONDS = 0.1
@@ -46,6 +48,7 @@ class Supervisor:
         self._wanted = threading.Event()
         self._busy = threading.Lock()
         self._trainer: Trainer | None = None
+        self._room = Room(resources.storage, resources.settings.min_free_bytes, self._stopping)
 
     def warm_up(self) -> None:
         """Start the trainer, whose imports take seconds, ahead of the first job."""
@@ -58,8 +61,9 @@ class Supervisor:
         while self._wanted.is_set() and self._busy.acquire(blocking=False):
             try:
                 self._wanted.clear()
+                self._room.wait()
                 while not self._stopping.is_set() and self._run_next():
-                    pass
+                    self._room.wait()
             finally:
                 self._busy.release()
 
@@ -75,13 +79,25 @@ class Supervisor:
                 self._trainer.close(grace_seconds=2)
 
     def _run_next(self) -> bool:
+        try:
+            deadline_file = DeadlineFile()
+        except OSError as error:
+            _log.error("cannot write to the directory of temporary files: %s", error)
+            self._room.was_missing()
+            return True
+        try:
+            return self._claim_and_run(deadline_file)
+        finally:
+            deadline_file.close()
+
+    def _claim_and_run(self, deadline_file: DeadlineFile) -> bool:
         settings = self._resources.settings
         claimed_at = time.monotonic()
         try:
             with self._resources.database.write() as connection:
                 job = leases.claim_next(connection, self._owner, settings.lease_ttl_seconds)
-        except DBAPIError as error:
-            _log.warning("cannot claim a job, the database is away: %s", error.orig)
+        except Unavailable as error:
+            _log.warning("cannot claim a job: %s", error.message)
             return False
         if job is None:
             return False
@@ -92,17 +108,24 @@ class Supervisor:
             job.lease_epoch,
             ttl_seconds=settings.lease_ttl_seconds,
             claimed_at=claimed_at,
+            deadline_file=deadline_file,
         )
         try:
-            self._run(job, lease)
+            self._run(job, lease, deadline_file.path)
         finally:
             lease.close()
         return True
 
-    def _run(self, job: Job, lease: Lease) -> None:
-        recorder = Recorder(self._resources.database, self._resources.storage, job, lease)
+    def _run(self, job: Job, lease: Lease, deadline_path: Path) -> None:
+        recorder = Recorder(
+            self._resources.database,
+            self._resources.storage,
+            job,
+            lease,
+            self._resources.settings.max_attempts,
+        )
         try:
-            command = self._train_command(job, lease)
+            command = self._train_command(job, lease, deadline_path)
             trainer = self._ensure_trainer()
             trainer.send(command)
             self._follow(trainer, lease, recorder)
@@ -111,12 +134,26 @@ class Supervisor:
         except TrainerDied as death:
             _log.warning("job %s: the trainer died by %s", job.id, death.cause)
             with suppress(LeaseLost):
-                recorder.crashed(death.cause, death.log_tail, self._resources.settings.max_attempts)
+                recorder.crashed(death.cause, death.log_tail)
+        except StorageFull as error:
+            self._put_off(recorder, error)
         except DomainError as error:
             with suppress(LeaseLost):
                 recorder.failed(error.code or "training_failed", error.message, error.param)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._put_off(recorder, StorageFull())
+                return
+            _log.exception("job %s: the attempt failed", job.id)
+            with suppress(LeaseLost):
+                recorder.crashed(str(error), "")
 
-    def _train_command(self, job: Job, lease: Lease) -> dict[str, Any]:
+    def _put_off(self, recorder: Recorder, error: StorageFull) -> None:
+        self._room.was_missing()
+        with suppress(LeaseLost):
+            recorder.out_of_room(error.message)
+
+    def _train_command(self, job: Job, lease: Lease, deadline_path: Path) -> dict[str, Any]:
         assert job.spec is not None
         spec = JobSpec.from_json(job.spec)
         base = ensure_installed(
@@ -137,8 +174,10 @@ class Supervisor:
             "storage_url": self._resources.settings.storage_url,
             "checkpoint_prefix": f"jobs/{job.id}/e{lease.epoch}",
             "resume_from": job.resume_prefix,
-            "deadline_file": str(lease.deadline_file),
+            "deadline_file": str(deadline_path),
             "checkpoint_interval_seconds": self._resources.settings.checkpoint_interval_seconds,
+            "step_log": self._resources.settings.step_log_path
+            and str(self._resources.settings.step_log_path),
         }
 
     def _follow(self, trainer: Trainer, lease: Lease, recorder: Recorder) -> None:
@@ -146,38 +185,57 @@ class Supervisor:
 
         Raises:
             LeaseLost: the job is someone else's now, or it was cancelled.
-            TrainerDied: it did.
+            TrainerDied: it did, or it hung and was killed.
+            StorageFull: there is no room for what the attempt has to write.
         """
-        is_told_to_stop = False
+        reason: str | None = None
+        heard_at = time.monotonic()
         while True:
             if lease.is_lost:
                 raise LeaseLost()
-            if self._stopping.is_set() and not is_told_to_stop:
+            if reason is None and (reason := self._reason_to_stop(lease)) is not None:
                 trainer.send({"op": "stop"})
-                is_told_to_stop = True
             message = trainer.receive(POLL_SECONDS)
             # What an earlier, abandoned attempt still had to say is of no interest.
             if message is None or message.get("epoch") != lease.epoch:
+                self._kill_if_it_hangs(trainer, heard_at)
                 continue
-            if message.get("job_id") == lease.job_id and _record(recorder, message):
+            heard_at = time.monotonic()
+            if message.get("job_id") == lease.job_id and _record(recorder, message, reason or ""):
                 return
+
+    def _reason_to_stop(self, lease: Lease) -> str | None:
+        if self._stopping.is_set():
+            return "The worker shuts down"
+        return "Stopped at the end of its step" if lease.is_pause_requested else None
+
+    def _kill_if_it_hangs(self, trainer: Trainer, heard_at: float) -> None:
+        limit = self._resources.settings.stall_timeout_seconds
+        if time.monotonic() - heard_at > limit:
+            trainer.kill()
+            raise TrainerDied(f"a kill after {limit:.0f} s without a word", trainer.log_tail)
 
     def _let_go(self, job: Job, lease: Lease) -> None:
         """Stop the trainer's run: politely if the job has ended, at once if another may hold it."""
         _log.info("job %s: attempt %d lost its lease", job.id, job.attempts)
         trainer = self._trainer
-        if trainer is None:
-            return
-        if not self._has_ended(job) or not self._abandon(trainer, lease):
+        has_ended = self._has_ended(job)
+        if not has_ended:
+            self._count_fenced_write()
+        if trainer is not None and not (has_ended and self._abandon(trainer, lease)):
             trainer.kill()
 
     def _has_ended(self, job: Job) -> bool:
         try:
             with self._resources.database.read() as connection:
                 current = jobs.find(connection, job.id)
-        except DBAPIError:
+        except Unavailable:
             return False
         return current is not None and current.status in TERMINAL
+
+    def _count_fenced_write(self) -> None:
+        with suppress(Unavailable), self._resources.database.write() as connection:
+            counters.add(connection, "fenced_writes")
 
     def _abandon(self, trainer: Trainer, lease: Lease) -> bool:
         """Let a cancelled run end at its next step, which keeps the trainer warm."""
@@ -210,8 +268,12 @@ def _trainer_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE"} | kept
 
 
-def _record(recorder: Recorder, message: dict[str, Any]) -> bool:
-    """Record one message; True when it ends the attempt."""
+def _record(recorder: Recorder, message: dict[str, Any], reason: str) -> bool:
+    """Record one message; True when it ends the attempt.
+
+    Args:
+        reason: why the run was told to stop, if it was.
+    """
     match message["type"]:
         case "prepared":
             recorder.prepared(message)
@@ -225,11 +287,16 @@ def _record(recorder: Recorder, message: dict[str, Any]) -> bool:
             recorder.finished(message)
             return True
         case "stopped":
-            recorder.released(message)
+            recorder.released(message, reason)
             return True
         case "failed" if message["code"] == "checkpoint_corrupt":
-            recorder.restart_from_scratch(message["message"])
+            recorder.fall_back(message["message"])
             return True
+        case "failed" if message["code"] == "io_error":
+            recorder.crashed(message["message"], "")
+            return True
+        case "failed" if message["code"] == StorageFull.code:
+            raise StorageFull(message["message"])
         case "failed":
             recorder.failed(message["code"], message["message"], message["param"])
             return True

@@ -12,6 +12,7 @@ import pytest
 from openai import APIConnectionError, APIError, InternalServerError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from app.db.repositories import jobs
 from tests.support.factories import BASE_MODEL
 from tests.support.jobs import (
     create_job,
@@ -199,3 +200,56 @@ def test_nothing_outlives_an_up_that_is_killed(tmp_path: Path, models_dir: Path)
     up.kill()
     up.wait()
     eventually(lambda: processes_of(tmp_path) == [], what="all have ended", within_seconds=60)
+
+
+@on_sqlite
+def test_a_running_job_pauses_with_a_checkpoint_and_goes_on_from_it(
+    stack: Service, user: OpenAI
+) -> None:
+    trainer = stack.pid("trainer")
+    job = disturbed_job(user)
+    wait_until_step(user, job, 1)
+    asked = user.fine_tuning.jobs.pause(job.id)
+    assert asked.status == "running"
+    assert (asked.model_extra or {})["tunesmith"]["pause_requested"] is True
+    eventually(lambda: status_of(user, job) == "paused", what="the job is paused")
+    # The device is free meanwhile.
+    assert wait_until_ended(user, short_job(user)).status == "succeeded"
+    assert status_of(user, job) == "paused"
+    user.fine_tuning.jobs.resume(job.id)
+    ended = wait_until_ended(user, job)
+    assert ended.status == "succeeded", ended.error
+    steps = steps_told(user, job)
+    assert len(steps) == len(set(steps))
+    assert progress_of(ended)["attempt"] == 1
+    assert stack.pid("trainer") == trainer
+
+
+@on_postgres
+def test_a_damaged_checkpoint_is_left_for_the_one_before(stack: Service, user: OpenAI) -> None:
+    job = disturbed_job(user)
+    wait_until_step(user, job, 2 * STEPS_PER_EPOCH)
+    user.fine_tuning.jobs.pause(job.id)
+    eventually(lambda: status_of(user, job) == "paused", what="the job is paused")
+    with stack.database() as database, database.read() as connection:
+        row = jobs.find(connection, job.id)
+    assert row is not None
+    assert row.resume_prefix is not None
+    assert row.fallback_step is not None
+    flip_a_bit(stack, f"{row.resume_prefix}/state/optimizer.safetensors")
+    user.fine_tuning.jobs.resume(job.id)
+    ended = wait_until_ended(user, job)
+    assert ended.status == "succeeded", ended.error
+    assert f"Resuming from step {row.fallback_step}" in told(user, job)
+    assert "the checkpoint is damaged: state/optimizer.safetensors" in told(user, job)
+
+
+def status_of(user: OpenAI, job: FineTuningJob) -> str:
+    return user.fine_tuning.jobs.retrieve(job.id).status
+
+
+def flip_a_bit(stack: Service, key: str) -> None:
+    path = Path(stack.settings.storage_url.removeprefix("file://")) / key
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

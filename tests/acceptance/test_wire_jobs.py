@@ -142,6 +142,25 @@ def test_a_job_without_checkpoints_has_an_empty_list(
     assert strict_list(answer, FineTuningJobCheckpoint, keys=keys) == []
 
 
+def test_a_queued_job_is_paused_and_resumed(
+    client: OpenAI, create: Callable[..., FineTuningJob]
+) -> None:
+    job = create()
+    paused = strict(client.fine_tuning.jobs.with_raw_response.pause(job.id), FineTuningJob)
+    # OpenAI's own example says so, though its list of statuses does not hold it.
+    assert paused.status == "paused"
+    with pytest.raises(BadRequestError, match="paused") as again:
+        client.fine_tuning.jobs.pause(job.id)
+    assert again.value.code == "invalid_job_state"
+    resumed = strict(client.fine_tuning.jobs.with_raw_response.resume(job.id), FineTuningJob)
+    assert resumed.status in ("validating_files", "queued")
+    with pytest.raises(BadRequestError, match="only a paused job"):
+        client.fine_tuning.jobs.resume(job.id)
+    messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
+    assert "Fine-tuning job paused by its user" in messages
+    assert "Fine-tuning job resumed by its user" in messages
+
+
 def test_a_job_is_cancelled_once(client: OpenAI, create: Callable[..., FineTuningJob]) -> None:
     job = wait_until_queued(client, create())
     answer = client.fine_tuning.jobs.with_raw_response.cancel(job.id)

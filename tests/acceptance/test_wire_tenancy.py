@@ -59,6 +59,12 @@ NAMING: dict[str, list[Request]] = {
     f"POST {JOBS}/{{fine_tuning_job_id}}/cancel": [
         lambda http, it: http.post(f"{JOBS}/{it.job}/cancel")
     ],
+    f"POST {JOBS}/{{fine_tuning_job_id}}/pause": [
+        lambda http, it: http.post(f"{JOBS}/{it.job}/pause")
+    ],
+    f"POST {JOBS}/{{fine_tuning_job_id}}/resume": [
+        lambda http, it: http.post(f"{JOBS}/{it.job}/resume")
+    ],
     f"GET {JOBS}/{{fine_tuning_job_id}}/events": [
         lambda http, it: http.get(f"{JOBS}/{it.job}/events")
     ],
@@ -84,6 +90,7 @@ NAMELESS = {
     "POST /v1/files",
     "GET /v1/models",
     "GET /healthz",
+    "GET /metrics",
     "GET /readyz",
     "GET /version",
     "GET /openapi.json",

@@ -37,7 +37,11 @@ def edit_manifest(checkpoint: Path, change: Change) -> None:
     change(manifest)
     path.write_bytes(msgspec.json.encode(manifest))
     listing = msgspec.json.decode((checkpoint / "files.json").read_bytes())
-    listing["adapter/manifest.json"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = path.read_bytes()
+    listing["adapter/manifest.json"] = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+    }
     (checkpoint / "files.json").write_bytes(msgspec.json.encode(listing))
 
 

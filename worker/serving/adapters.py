@@ -15,12 +15,12 @@ import msgspec
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
+from worker.trunk.listing import LISTING_NAME, Damaged, verify_listing
 from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
 T = TypeVar("T")
 
 MANIFEST_NAME = "manifest.json"
-LISTING_NAME = "files.json"
 TEMPLATE_NAME = "chat_template.jinja"
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -40,10 +40,6 @@ class Manifest(msgspec.Struct, frozen=True):
     base_model: BaseIdentity
     tokenizer_sha256: str
     chat_template_sha256: str | None
-
-
-class _ListedFile(msgspec.Struct, frozen=True):
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +124,12 @@ def check_fits(adapter: AdapterFiles, base: InstalledBaseModel) -> None:
 
 
 def _check_listing(directory: Path) -> None:
-    listing_path = directory.parent / LISTING_NAME
-    if not listing_path.exists():
+    if not (directory.parent / LISTING_NAME).exists():
         return
-    prefix = directory.name + "/"
-    listed = {
-        name.removeprefix(prefix): file.sha256
-        for name, file in _read_json(listing_path, dict[str, _ListedFile]).items()
-        if name.startswith(prefix)
-    }
-    present = {
-        file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()
-    }
-    if unlisted := sorted(present - listed.keys()):
-        raise _damaged(f"{unlisted[0]} is not listed in {LISTING_NAME}")
-    for name, sha256 in listed.items():
-        _check_file(directory / name, sha256)
+    try:
+        verify_listing(directory.parent, part=directory.name)
+    except Damaged as error:
+        raise _damaged(str(error)) from error
 
 
 def _configured_base(directory: Path) -> str:

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.domain.errors import InvalidInput, NotFound, StorageFull
+from app.domain.errors import InvalidInput, NotFound, StorageFull, TrainingFailed
 from app.domain.job_spec import JobSpec
 from app.storage.port import Storage
-from worker.training.listing import corrupt, verify_listing, write_listing
 from worker.training.metrics import MetricsLog
 from worker.training.session import Session
+from worker.trunk.listing import LISTING_NAME, Damaged, verify_listing, write_listing
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import load_adapter, save_adapter
 
@@ -128,11 +128,28 @@ def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedSessio
             optimizer=load_file(state_directory / _OPTIMIZER_NAME),
             rng=load_file(state_directory / _RNG_NAME),
         )
-    except (NotFound, InvalidInput, OSError, SafetensorError, msgspec.DecodeError) as error:
-        raise corrupt(str(error)) from error
+    except (Damaged, NotFound, InvalidInput, SafetensorError, msgspec.DecodeError) as error:
+        raise _corrupt(str(error)) from error
     if state.format_version != FORMAT_VERSION or state.spec_sha256 != _spec_sha256(spec):
-        raise corrupt("it belongs to another run")
+        raise _corrupt("it belongs to another run")
     return saved
+
+
+def read_start(storage: Storage, storage_prefix: str) -> LoraAdapter:
+    """Read the adapter that a run starts from, after comparing it with its list of files.
+
+    Raises:
+        TrainingFailed: it is damaged or gone (`start_damaged`).
+        InvalidInput: it is not an adapter.
+    """
+    try:
+        directory = storage.directory(storage_prefix)
+        if (directory.parent / LISTING_NAME).exists():
+            verify_listing(directory.parent, part=directory.name)
+    except (Damaged, NotFound) as error:
+        message = f"the model to start from is damaged: {error}"
+        raise TrainingFailed(message, code="start_damaged", param="model") from error
+    return load_adapter(directory)
 
 
 def restore(session: Session, saved: SavedSession) -> None:
@@ -161,6 +178,10 @@ def _write_state(directory: Path, session: Session, spec: JobSpec) -> None:
     )
     # Floats are written as their shortest decimal form that reads back as the same number.
     (directory / _STATE_NAME).write_bytes(msgspec.json.encode(state))
+
+
+def _corrupt(what: str) -> TrainingFailed:
+    return TrainingFailed(f"the checkpoint is damaged: {what}", code="checkpoint_corrupt")
 
 
 def _spec_sha256(spec: JobSpec) -> str:

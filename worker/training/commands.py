@@ -19,6 +19,7 @@ class Train(msgspec.Struct, frozen=True, tag="train", tag_field="op"):
         checkpoint_prefix: storage prefix of this attempt's checkpoints.
         resume_from: storage prefix of the checkpoint to go on from.
         deadline_file: holds the moment past which no step may be taken.
+        step_log: file to which every step appends a line.
     """
 
     epoch: int
@@ -30,6 +31,7 @@ class Train(msgspec.Struct, frozen=True, tag="train", tag_field="op"):
     resume_from: str | None
     deadline_file: str | None
     checkpoint_interval_seconds: float
+    step_log: str | None = None
 
 
 class Preload(msgspec.Struct, frozen=True, tag="preload", tag_field="op"):

@@ -6,6 +6,9 @@ import torch
 
 from app.domain.errors import DomainError, StorageFull, TrainingFailed
 
+# The machine's fault and not the job's: another attempt may go better.
+IO_ERROR = "io_error"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -26,6 +29,8 @@ def explain(error: Exception) -> Failure:
         )
     if isinstance(error, TrainingFailed | StorageFull):
         return Failure(error.code or "training_failed", error.param, error.message)
+    if isinstance(error, OSError):
+        return Failure(IO_ERROR, None, f"{type(error).__name__}: {error}")
     if isinstance(error, DomainError):
         return Failure("training_failed", error.param, error.message)
     return Failure("training_failed", None, f"{type(error).__name__}: {error}")

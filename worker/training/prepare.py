@@ -10,13 +10,18 @@ from app.domain.job_spec import DatasetRef, JobSpec
 from app.domain.registry import resolve
 from app.storage.port import Storage
 from worker.training.bases import WarmBase, WarmBases
-from worker.training.checkpoints import Checkpoint, SavedSession, read_checkpoint, restore
+from worker.training.checkpoints import (
+    Checkpoint,
+    SavedSession,
+    read_checkpoint,
+    read_start,
+    restore,
+)
 from worker.training.commands import Train
 from worker.training.methods import Method
 from worker.training.records import EncodedDataset, encode_dataset
 from worker.training.session import Session, starting_adapter
 from worker.trunk.lora import LoraAdapter
-from worker.trunk.peft_format import load_adapter
 from worker.trunk.trunk import Trunk
 
 
@@ -91,7 +96,7 @@ def _read_saved(command: Train, storage: Storage) -> SavedSession | None:
 def _start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:
     if spec.start_from is None:
         return None
-    return load_adapter(storage.directory(spec.start_from.storage_prefix))
+    return read_start(storage, spec.start_from.storage_prefix)
 
 
 def _dataset(

@@ -16,6 +16,7 @@ from worker.training.deadline import Deadline
 from worker.training.manifest import write_origin
 from worker.training.prepare import Prepared, prepare
 from worker.training.step import trunk_step
+from worker.training.step_log import StepLog
 from worker.training.validation import validate
 from worker.trunk.device import DeviceProfile
 
@@ -46,6 +47,9 @@ def run_job(
     """
     with ExitStack() as stack:
         deadline = stack.enter_context(Deadline(_path(command.deadline_file)))
+        step_log = stack.enter_context(
+            StepLog(_path(command.step_log), command.spec.job_id, command.epoch)
+        )
         storage = open_storage(command.storage_url)
         prepared = prepare(command, bases, storage)
         session, trunk = prepared.session, prepared.trunk
@@ -53,7 +57,15 @@ def run_job(
         trunk.attach(session.name, session.adapter, session.generator)
         send("prepared", **prepared.as_message())
         _Run(
-            command, prepared, storage, deadline, commands, send, token_budget, bases.profile
+            command,
+            prepared,
+            storage,
+            deadline,
+            step_log,
+            commands,
+            send,
+            token_budget,
+            bases.profile,
         ).train()
 
 
@@ -70,6 +82,7 @@ class _Run:
         prepared: Prepared,
         storage: Storage,
         deadline: Deadline,
+        step_log: StepLog,
         commands: CommandQueue,
         send: Send,
         token_budget: int,
@@ -80,6 +93,7 @@ class _Run:
         self._validation = prepared.validation
         self._storage = storage
         self._deadline = deadline
+        self._step_log = step_log
         self._commands = commands
         self._send = send
         self._token_budget = token_budget
@@ -115,11 +129,15 @@ class _Run:
     def _take_step(self) -> None:
         self._deadline.enforce()
         session = self._session
+        self._step_log.write("begin", session.step + 1)
         started = time.perf_counter()
         learning_rate = session.learning_rate
         tokens_before = session.trained_tokens
         (found,) = trunk_step(self._trunk, [session], self._token_budget)
+        # Whatever held the step up, it counts only if the lease still stands.
+        self._deadline.enforce()
         grad_norm = session.update(found)
+        self._step_log.write("end", session.step)
         seconds = time.perf_counter() - started
         self._send(
             "step",
@@ -189,7 +207,7 @@ class _Run:
 
     def _save(self) -> Checkpoint:
         session, command = self._session, self._command
-        return write_checkpoint(
+        checkpoint = write_checkpoint(
             self._storage,
             f"{command.checkpoint_prefix}/step-{session.step}",
             session,
@@ -205,6 +223,8 @@ class _Run:
             ),
             before_publish=self._deadline.enforce,
         )
+        self._step_log.write("checkpoint", session.step)
+        return checkpoint
 
     def _finish(self) -> bool:
         checkpoint = self._checkpoint

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from app.domain.errors import TrainingFailed
-
 LISTING_NAME = "files.json"
+
+
+class Damaged(Exception):
+    """Files are not what was written; the text says which."""
 
 
 class ListedFile(msgspec.Struct, frozen=True):
@@ -20,41 +22,47 @@ class ListedFile(msgspec.Struct, frozen=True):
 def write_listing(directory: Path) -> str:
     """Write the list of all files below a directory into it, and return the list's SHA-256."""
     files = {
-        path.relative_to(directory).as_posix(): ListedFile(_sha256(path), path.stat().st_size)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        name: ListedFile(_sha256(directory / name), (directory / name).stat().st_size)
+        for name in sorted(_files_below(directory))
     }
     listing = msgspec.json.format(msgspec.json.encode(files, order="sorted"), indent=2)
     (directory / LISTING_NAME).write_bytes(listing)
     return hashlib.sha256(listing).hexdigest()
 
 
-def verify_listing(directory: Path) -> str:
-    """Compare every file below a directory with the list in it, and return the list's SHA-256.
+def verify_listing(directory: Path, part: str | None = None) -> str:
+    """Compare files with their list, and return the list's SHA-256.
+
+    Args:
+        directory: holds the list.
+        part: name of the subdirectory to compare; the rest of what is listed may be gone.
 
     Raises:
-        TrainingFailed: a file is missing, changed or not listed (`checkpoint_corrupt`).
+        Damaged: a file is missing, changed or not listed, or the list cannot be read.
     """
     try:
         listing = (directory / LISTING_NAME).read_bytes()
         files = msgspec.json.decode(listing, type=dict[str, ListedFile])
     except (OSError, msgspec.DecodeError) as error:
-        raise corrupt(f"{LISTING_NAME} cannot be read") from error
-    present = {
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
-    }
-    if unexpected := sorted((files.keys() | {LISTING_NAME}) ^ present):
-        raise corrupt(f"{unexpected[0]} is missing or not listed")
-    for name, listed in files.items():
+        raise Damaged(f"{LISTING_NAME} cannot be read") from error
+    prefix = f"{part}/" if part is not None else ""
+    listed = {name for name in files if name.startswith(prefix)}
+    present = {name for name in _files_below(directory) if name.startswith(prefix)}
+    if missing := sorted(listed - present):
+        raise Damaged(f"{missing[0]} is missing")
+    if unlisted := sorted(present - listed - {LISTING_NAME}):
+        raise Damaged(f"{unlisted[0]} is not listed in {LISTING_NAME}")
+    for name in sorted(listed):
         path = directory / name
-        if path.stat().st_size != listed.bytes or _sha256(path) != listed.sha256:
-            raise corrupt(f"{name} is not what was written")
+        if path.stat().st_size != files[name].bytes or _sha256(path) != files[name].sha256:
+            raise Damaged(f"{name} is not what was written")
     return hashlib.sha256(listing).hexdigest()
 
 
-def corrupt(what: str) -> TrainingFailed:
-    """Return the error of a checkpoint that cannot be resumed from."""
-    return TrainingFailed(f"the checkpoint is damaged: {what}", code="checkpoint_corrupt")
+def _files_below(directory: Path) -> set[str]:
+    return {
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def _sha256(path: Path) -> str:
