@@ -11,10 +11,11 @@ from fastapi import Depends, FastAPI
 from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
-from app.api.routes import files, health, inference, jobs, models
+from app.api.routes import files, health, inference, jobs, metrics, models
 from app.db.migrations import upgrade
 from app.db.repositories.keys import Principal
 from app.resources import Resources
+from app.services.idempotency import Claims
 from app.services.keys import authenticate, create_first_key
 from app.services.sweeper import Sweeper
 from app.settings import Settings, load_settings
@@ -32,9 +33,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         upgrade(resources.database)
         _announce_first_key(resources)
+        app.state.claims = Claims(resources.database)
+        app.state.claims.start()
         app.state.sweeper.start()
         yield
         app.state.sweeper.close()
+        app.state.claims.close()
         await resources.engine.close()
         resources.database.engine.dispose()
 
@@ -47,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     for routes in (files, jobs, models, inference):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]

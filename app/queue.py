@@ -1,10 +1,12 @@
 """Sending work by name. A message is a wake-up that holds a job id; the row is the truth."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import redis
 from celery import Celery
 
 RUN_JOB = "tunesmith.run_job"
@@ -42,6 +44,44 @@ def send_wake_ups(app: Celery, job_ids: Iterable[str]) -> None:
     with app.connection_for_write(connect_timeout=2) as connection:
         for job_id in job_ids:
             app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
+
+
+def check_broker(app: Celery, timeout_seconds: float) -> Mapping[str, str]:
+    """Ask the broker once whether it is there.
+
+    Returns:
+        Settings of a Redis that says how it is set; nothing of a directory.
+
+    Raises:
+        Exception: whatever the broker's client raises when it cannot be reached in time.
+    """
+    limits = {"socket_connect_timeout": timeout_seconds, "socket_timeout": timeout_seconds}
+    with app.connection_for_write(transport_options=limits) as connection:
+        # Not `connect`, which waits for seconds and then tries again.
+        transport = connection.transport
+        opened = transport.establish_connection()
+        try:
+            if transport.driver_type == "filesystem":
+                return _check_directories(app)
+            return _redis_settings(transport.create_channel(opened).client)
+        finally:
+            transport.close_connection(opened)
+
+
+def _check_directories(app: Celery) -> Mapping[str, str]:
+    options = app.conf.broker_transport_options
+    for directory in (options["data_folder_in"], options["control_folder"]):
+        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(f"cannot read and write in {directory}")
+    return {}
+
+
+def _redis_settings(client: Any) -> Mapping[str, str]:
+    try:
+        settings: Mapping[str, str] = client.config_get("maxmemory-policy", "appendonly")
+    except redis.ResponseError:
+        return {}  # A hosted one may keep its settings to itself.
+    return settings
 
 
 def _transport_url(broker_url: str) -> str:

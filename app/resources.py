@@ -19,13 +19,18 @@ _log = logging.getLogger("tunesmith")
 
 @dataclass(frozen=True)
 class Resources:
-    """Live parts of one process, each opened when it is first used."""
+    """Live parts of one process, each opened when it is first used.
+
+    Attributes:
+        read_only: change nothing in the database, and make none that is not there.
+    """
 
     settings: Settings
+    read_only: bool = False
 
     @cached_property
     def database(self) -> Database:
-        return open_database(self.settings.database_url)
+        return open_database(self.settings.database_url, read_only=self.read_only)
 
     @cached_property
     def storage(self) -> Storage:

@@ -1,0 +1,88 @@
+"""Metrics for Prometheus: do jobs move on? No key is needed, and nothing tells of a project."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.api.deps import ResourcesDep
+from app.db.repositories.counters import Counter
+from app.services.inspection.vital_signs import Progress, VitalSigns, vital_signs
+
+router = APIRouter()
+
+_COUNTERS: dict[Counter, str] = {
+    "redispatches": "Messages sent again because the one before led to no claim.",
+    "fenced_writes": "Writes refused because the attempt no longer held its lease.",
+    "lease_steals": "Jobs taken from a worker that had fallen silent.",
+    "repeated_steps": "Training steps computed again after an attempt was lost.",
+}
+
+
+# Not in the OpenAPI document: this is not for clients of the API.
+@router.get("/metrics", include_in_schema=False)
+def metrics(resources: ResourcesDep) -> Response:
+    registry = CollectorRegistry()
+    registry.register(_Collector(vital_signs(resources)))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Collector(Collector):
+    """Says in Prometheus' words what was seen. What could not be seen is left out."""
+
+    def __init__(self, signs: VitalSigns) -> None:
+        self._signs = signs
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge(
+            "tunesmith_database_connected",
+            "Whether the database answers; while it does not, what its rows tell is left out.",
+            self._signs.progress is not None,
+        )
+        yield _gauge(
+            "tunesmith_broker_connected",
+            "Whether the broker answers; while it does not, queued jobs wait.",
+            self._signs.is_broker_connected,
+        )
+        if self._signs.storage_free_bytes is not None:
+            yield _gauge(
+                "tunesmith_storage_free_bytes",
+                "Room left for datasets and checkpoints.",
+                self._signs.storage_free_bytes,
+            )
+        if self._signs.progress is not None:
+            yield from _of_progress(self._signs.progress)
+
+
+def _of_progress(progress: Progress) -> Iterator[Metric]:
+    jobs = GaugeMetricFamily(
+        "tunesmith_jobs", "Fine-tuning jobs in each status.", labels=["status"]
+    )
+    for status, count in progress.jobs.items():
+        jobs.add_metric([status], count)
+    yield jobs
+    yield _gauge(
+        "tunesmith_oldest_expired_lease_seconds",
+        "How long ago the oldest lease expired whose job was not yet queued again; 0 if none.",
+        progress.expired_leases.oldest_seconds,
+    )
+    age_seconds = progress.sweep_age_seconds
+    yield _gauge(
+        "tunesmith_sweeper_last_run_seconds",
+        "How long ago the last sweep began; infinite before the first one.",
+        float("inf") if age_seconds is None else age_seconds,
+    )
+    yield _gauge(
+        "tunesmith_outbox_lag_seconds",
+        "How long the oldest queued job without a message has been queued; 0 if none.",
+        progress.undispatched.oldest_seconds,
+    )
+    for name, text in _COUNTERS.items():
+        yield CounterMetricFamily(f"tunesmith_{name}", text, value=progress.counters[name])
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
