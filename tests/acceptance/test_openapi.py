@@ -33,6 +33,8 @@ OPERATIONS = {
     "listPaginatedFineTuningJobs",
     "retrieveFineTuningJob",
     "cancelFineTuningJob",
+    "pauseFineTuningJob",
+    "resumeFineTuningJob",
     "listFineTuningEvents",
     "listFineTuningJobCheckpoints",
     "listModels",
