@@ -21,13 +21,13 @@ class EventStreamResponse(StreamingResponse):
             # Proxies that buffer would turn a stream into one late answer.
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._events = events
+        self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._events.aclose()
+            await self.events.aclose()
 
 
 async def _with_errors_told(events: EventStream) -> AsyncIterator[bytes]:

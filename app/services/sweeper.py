@@ -21,6 +21,7 @@ from app.domain.job_state import JobStatus
 from app.queue import send_wake_ups
 from app.resources import Resources
 from app.services import garbage
+from app.services.idempotency import delete_expired
 from app.services.validation import validate
 
 LOCK = "sweep"
@@ -69,6 +70,7 @@ class Sweeper:
         if time.monotonic() >= self._next_expiry:
             self._expire_files()
             self._delete_garbage()
+            delete_expired(database)
             self._next_expiry = time.monotonic() + EXPIRY_INTERVAL_SECONDS
 
     def _run(self) -> None:

@@ -110,8 +110,10 @@ def test_every_operation_is_grouped_and_described(operations: list[tuple[str, Do
 
 def test_every_operation_documents_its_errors(operations: list[tuple[str, Document]]) -> None:
     for path, operation in operations:
-        # FastAPI's own 422 is never sent: every mistake is a 400 with OpenAI's envelope.
-        assert "422" not in operation["responses"], operation["operationId"]
+        # FastAPI's own 422 is never sent: a mistake in a request is a 400 with OpenAI's envelope.
+        has_key = any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ()))
+        for status in ("409", "422"):
+            assert (status in operation["responses"]) == has_key, operation["operationId"]
         if not path.startswith("/v1"):
             continue
         assert operation["security"]
@@ -120,6 +122,20 @@ def test_every_operation_documents_its_errors(operations: list[tuple[str, Docume
             if status[0] in "45":
                 schema = response["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+def test_every_post_takes_an_idempotency_key(document: Document) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            keys = [
+                one
+                for one in operation.get("parameters", ())
+                if one["name"].lower() == "idempotency-key"
+            ]
+            assert len(keys) == (1 if method == "post" else 0), (method, path)
+            for key in keys:
+                assert (key["in"], key["required"]) == ("header", False)
+                assert key["description"]
 
 
 def test_every_parameter_of_a_path_is_declared(operations: list[tuple[str, Document]]) -> None:

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.deps import PrincipalDep, ResourcesDep
+from app.api.idempotency import IdempotentGenerationDep
 from app.api.schemas.common import errors
 from app.api.schemas.inference import (
     EXAMPLE_CHAT,
@@ -34,7 +35,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 def _responses(streamed: type[Any]) -> dict[int | str, dict[str, Any]]:
     return {
-        **errors(400, 404, 429, 503),
+        **errors(400, 404, 409, 422, 429, 503),
         200: {
             "description": "The answer; with `stream` its pieces, as server-sent events.",
             "content": {
@@ -60,10 +61,13 @@ async def create_chat_completion(
     request: Request,
     resources: ResourcesDep,
     principal: PrincipalDep,
+    idempotent: IdempotentGenerationDep,
     body: Annotated[CreateChatCompletionRequest, Body(examples=[EXAMPLE_CHAT])],
 ) -> Response:
     """Answer with a base model, or with a fine-tuned one from the moment its job succeeded."""
-    return await _answer(request, resources, principal.project_id, "/v1/chat/completions", body)
+    return await idempotent.generated_once(
+        lambda: _answer(request, resources, principal.project_id, "/v1/chat/completions", body)
+    )
 
 
 @router.post(
@@ -77,10 +81,13 @@ async def create_completion(
     request: Request,
     resources: ResourcesDep,
     principal: PrincipalDep,
+    idempotent: IdempotentGenerationDep,
     body: Annotated[CreateCompletionRequest, Body(examples=[EXAMPLE_COMPLETION])],
 ) -> Response:
     """Continue a text, without any chat template."""
-    return await _answer(request, resources, principal.project_id, "/v1/completions", body)
+    return await idempotent.generated_once(
+        lambda: _answer(request, resources, principal.project_id, "/v1/completions", body)
+    )
 
 
 async def _answer(

@@ -1,10 +1,13 @@
 """Routes of fine-tuning jobs, their events and their checkpoints."""
 
+from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Query, Request, Response
+from sqlalchemy import Connection
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
+from app.api.idempotency import Idempotent, IdempotentDep
 from app.api.schemas.common import errors
 from app.api.schemas.job_requests import EXAMPLE, CreateFineTuningJobRequest
 from app.api.schemas.jobs import (
@@ -15,32 +18,42 @@ from app.api.schemas.jobs import (
     FineTuningJobEventList,
     FineTuningJobList,
 )
-from app.db.repositories import adapters, events
+from app.db.repositories import adapters, events, idempotency
 from app.db.repositories import jobs as rows
+from app.db.repositories.jobs import Job
+from app.db.repositories.keys import Principal
 from app.domain.errors import InvalidInput
 from app.services import jobs
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+
+_MOVES = ("cancel", "pause", "resume")
 
 
 @router.post(
     "",
     operation_id="createFineTuningJob",
     summary="Create a fine-tuning job",
-    responses=errors(400),
+    response_model=FineTuningJob,
+    responses=errors(400, 409, 422),
 )
 def create_job(
     resources: ResourcesDep,
     principal: PrincipalDep,
     sweeper: SweeperDep,
+    idempotent: IdempotentDep,
     body: Annotated[CreateFineTuningJobRequest, Body(examples=[EXAMPLE])],
-) -> FineTuningJob:
+) -> Response:
     """Accept a job. Once this answers, the job ends in a terminal state whatever crashes."""
     catalogue = resources.catalogue
-    with resources.database.write() as connection:
+
+    def create(connection: Connection) -> FineTuningJob:
         job = jobs.create(connection, catalogue, principal, body.to_domain())
+        return FineTuningJob.of(job, principal.organization_id)
+
+    response = idempotent.once(create)
     sweeper.poke()
-    return FineTuningJob.of(job, principal.organization_id)
+    return response
 
 
 @router.get(
@@ -119,10 +132,11 @@ def retrieve_job(
     "/{fine_tuning_job_id}/cancel",
     operation_id="cancelFineTuningJob",
     summary="Cancel a fine-tuning job",
-    responses=errors(400, 404),
+    response_model=FineTuningJob,
+    responses=errors(400, 404, 409, 422),
 )
 def cancel_job(
-    resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
+    principal: PrincipalDep, idempotent: IdempotentDep, fine_tuning_job_id: str
 ) -> Response:
     """Cancel a job that has not ended; a running one stops at its next step."""
     return _move(jobs.cancel, idempotent, principal, fine_tuning_job_id)
@@ -132,10 +146,11 @@ def cancel_job(
     "/{fine_tuning_job_id}/pause",
     operation_id="pauseFineTuningJob",
     summary="Pause a fine-tuning job",
-    responses=errors(400, 404),
+    response_model=FineTuningJob,
+    responses=errors(400, 404, 409, 422),
 )
 def pause_job(
-    resources: ResourcesDep, principal: PrincipalDep, fine_tuning_job_id: str
+    principal: PrincipalDep, idempotent: IdempotentDep, fine_tuning_job_id: str
 ) -> Response:
     """Pause a job. One that is running pauses at the end of its step, with a checkpoint."""
     return _move(jobs.pause, idempotent, principal, fine_tuning_job_id)
@@ -145,16 +160,19 @@ def pause_job(
     "/{fine_tuning_job_id}/resume",
     operation_id="resumeFineTuningJob",
     summary="Resume a fine-tuning job",
-    responses=errors(400, 404),
+    response_model=FineTuningJob,
+    responses=errors(400, 404, 409, 422),
 )
 def resume_job(
-    resources: ResourcesDep,
     principal: PrincipalDep,
     sweeper: SweeperDep,
+    idempotent: IdempotentDep,
     fine_tuning_job_id: str,
 ) -> Response:
     """Let a paused job go on from its last checkpoint, or take back a pause that is still due."""
-    return _move(jobs.resume, idempotent, principal, fine_tuning_job_id)
+    response = _move(jobs.resume, idempotent, principal, fine_tuning_job_id)
+    sweeper.poke()
+    return response
 
 
 @router.get(
@@ -203,3 +221,19 @@ def list_checkpoints(
         last_id=page.items[-1].id if page.items else None,
         has_more=page.has_more,
     )
+
+
+def _move(
+    move: Callable[[Connection, str, str], Job],
+    idempotent: Idempotent,
+    principal: Principal,
+    job_id: str,
+) -> Response:
+    def effect(connection: Connection) -> FineTuningJob:
+        job = move(connection, principal.project_id, job_id)
+        # Who was told that the job is paused, and repeats that after a resume, means it anew.
+        paths = [f"{router.prefix}/{job_id}/{one}" for one in _MOVES]
+        idempotency.outdate(connection, principal.project_id, paths)
+        return FineTuningJob.of(job, principal.organization_id)
+
+    return idempotent.once(effect)

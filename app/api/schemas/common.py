@@ -57,7 +57,9 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The request is not valid; `param` names the field, the message the line.",
         401: "No valid API key.",
         404: "No such object in this project.",
+        409: "A request with this `Idempotency-Key` is still being answered; try again.",
         413: "The upload is too large.",
+        422: "This `Idempotency-Key` was used for another request.",
         429: "Too many requests are waiting.",
         503: "A part of the service is not available right now.",
     }

@@ -31,6 +31,8 @@ EXPECTED_STATUS = {
     errors.ModelInUse: 400,
     errors.Unauthenticated: 401,
     errors.NotFound: 404,
+    errors.RequestInFlight: 409,
+    errors.IdempotencyKeyReused: 422,
     errors.TooLarge: 413,
     errors.TooManyRequests: 429,
     errors.Unavailable: 503,
@@ -59,7 +61,10 @@ def test_absent_parts_of_an_error_are_null() -> None:
     assert body["error"]["param"] is None
 
 
-@pytest.mark.parametrize("kind", [errors.TooManyRequests, errors.Unavailable, errors.StorageFull])
+@pytest.mark.parametrize(
+    "kind",
+    [errors.RequestInFlight, errors.TooManyRequests, errors.Unavailable, errors.StorageFull],
+)
 def test_what_passes_says_when_to_try_again(kind: type[DomainError]) -> None:
     assert int(response_of(kind()).headers["Retry-After"]) > 0
 
