@@ -5,6 +5,7 @@ import struct
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from app.db.database import Database
@@ -18,6 +19,11 @@ FENCE = 0.75
 _log = logging.getLogger("tunesmith.worker")
 
 
+_PREFIX = "tunesmith-lease-"
+# A file in use is written several times within any sensible lease.
+_LEFT_OVER_SECONDS = 86_400
+
+
 class DeadlineFile:
     """Tells a trainer the moment past which it may change nothing.
 
@@ -28,7 +34,8 @@ class DeadlineFile:
     """
 
     def __init__(self) -> None:
-        handle, name = tempfile.mkstemp(prefix="tunesmith-lease-")
+        _delete_left_over()
+        handle, name = tempfile.mkstemp(prefix=_PREFIX)
         self._file = open(handle, "r+b", buffering=0)  # noqa: SIM115 - closed by `close`.
         self.path = Path(name)
         try:
@@ -118,3 +125,11 @@ class Lease:
             interval = self._ttl_seconds / 4
             self._deadline = asked_at + FENCE * self._ttl_seconds
             self._deadline_file.tell(self._deadline)
+
+
+def _delete_left_over() -> None:
+    """Delete the files of workers that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                path.unlink()

@@ -196,11 +196,13 @@ class Supervisor:
             if reason is None and (reason := self._reason_to_stop(lease)) is not None:
                 trainer.send({"op": "stop"})
             message = trainer.receive(POLL_SECONDS)
-            # What an earlier, abandoned attempt still had to say is of no interest.
-            if message is None or message.get("epoch") != lease.epoch:
+            if message is None:
                 self._kill_if_it_hangs(trainer, heard_at)
                 continue
             heard_at = time.monotonic()
+            # What an earlier, abandoned attempt still had to say is of no interest.
+            if message.get("epoch") != lease.epoch:
+                continue
             if message.get("job_id") == lease.job_id and _record(recorder, message, reason or ""):
                 return
 
