@@ -1,0 +1,1 @@
+"""The monkey: real processes under faults, and a checker that trusts only rows and the step log."""
