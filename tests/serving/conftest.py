@@ -16,9 +16,9 @@ from worker.serving.base import end_token_ids
 from worker.serving.generation import GenerationRequest, Piece
 from worker.serving.loop import GenerationLoop, LoopLimits
 from worker.serving.vocabulary import Vocabulary
-from worker.trunk.listing import write_listing
 from worker.training.manifest import BaseModelRef, write_origin
 from worker.trunk.device import DeviceProfile
+from worker.trunk.listing import write_listing
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
 from worker.trunk.peft_format import save_adapter
 from worker.trunk.trunk import Trunk, load_trunk
