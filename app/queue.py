@@ -46,6 +46,17 @@ def send_wake_ups(app: Celery, job_ids: Iterable[str]) -> None:
             app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
 
 
+def count_waiting(app: Celery) -> int:
+    """Return how many messages no worker has taken yet.
+
+    Raises:
+        Exception: whatever the broker's client raises when it cannot be reached.
+    """
+    with app.connection_for_write(connect_timeout=2) as connection:
+        name = app.conf.task_default_queue
+        return int(connection.default_channel.queue_declare(queue=name).message_count)
+
+
 def check_broker(app: Celery, timeout_seconds: float) -> Mapping[str, str]:
     """Ask the broker once whether it is there.
 

@@ -18,7 +18,7 @@ from app.db.repositories import counters, files, jobs, leases, locks
 from app.db.repositories.jobs import Job
 from app.domain.errors import LeaseLost, Unavailable
 from app.domain.job_state import JobStatus
-from app.queue import send_wake_ups
+from app.queue import count_waiting, send_wake_ups
 from app.resources import Resources
 from app.services import garbage
 from app.services.idempotency import delete_expired
@@ -132,7 +132,11 @@ class Sweeper:
         if not job_ids:
             return
         try:
-            send_wake_ups(resources.celery, job_ids)
+            # Each message makes a worker take every job there is: while this many wait, all
+            # workers are busy, and more would pile up for as long as they are.
+            is_enough = count_waiting(resources.celery) >= BATCH
+            if not is_enough:
+                send_wake_ups(resources.celery, job_ids)
         except Exception as error:  # Any client's way of saying that the broker is away.
             if not self._broker_is_down:
                 _log.warning("the broker cannot be reached, jobs wait: %s", error)
@@ -140,7 +144,7 @@ class Sweeper:
             return
         self._broker_is_down = False
         with resources.database.write() as connection:
-            leases.mark_dispatched(connection, job_ids)
+            leases.mark_dispatched(connection, job_ids, is_sent=not is_enough)
 
     def _delete_garbage(self) -> None:
         resources = self._resources

@@ -15,7 +15,7 @@ from app.db.tables import jobs as job_table
 from app.domain.errors import NotFound
 from app.domain.job_state import JobStatus
 from app.resources import Resources
-from app.services.sweeper import LOCK, Sweeper
+from app.services.sweeper import BATCH, LOCK, Sweeper
 from tests.support.factories import add_project, add_running_job, store_dataset
 from tests.support.polling import eventually
 from tests.support.servers import running_valkey
@@ -26,6 +26,23 @@ def test_a_message_holds_one_id_and_is_sent_once(resources: Resources, sweeper: 
     made = queued(resources, 3)
     for _ in range(3):
         sweeper.sweep()
+    assert received(resources) == sorted(job.id for job in made)
+
+
+def test_messages_do_not_pile_up_while_every_worker_is_busy(
+    resources: Resources, sweeper: Sweeper
+) -> None:
+    made = queued(resources, BATCH)
+    sweeper.sweep()
+    for _ in range(3):
+        with resources.database.write() as connection:
+            connection.execute(update(job_table).values(dispatched_at=now() - 61))
+        sweeper.sweep()
+    assert received(resources) == sorted(job.id for job in made)
+    # Once they were taken, whatever still waits is announced again.
+    with resources.database.write() as connection:
+        connection.execute(update(job_table).values(dispatched_at=now() - 61))
+    sweeper.sweep()
     assert received(resources) == sorted(job.id for job in made)
 
 

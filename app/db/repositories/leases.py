@@ -217,14 +217,19 @@ def list_undispatched(
     return [row.id for row in rows]
 
 
-def mark_dispatched(connection: Connection, job_ids: list[str]) -> None:
-    """Note that a message was sent for each job; those that had one already are counted."""
+def mark_dispatched(connection: Connection, job_ids: list[str], *, is_sent: bool = True) -> None:
+    """Note that there is a message for each job.
+
+    Args:
+        is_sent: a message was sent for each; those that had one already are counted. Otherwise
+            enough messages are waiting as it is.
+    """
     sent = jobs.c.id.in_(job_ids)
     again = connection.scalar(
         select(func.count()).select_from(jobs).where(sent, jobs.c.dispatched_at.is_not(None))
     )
     connection.execute(update(jobs).where(sent).values(dispatched_at=now()))
-    if again:
+    if again and is_sent:
         counters.add(connection, "redispatches", again)
 
 
