@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
+from app.api.access_log import leave_out_probes
 from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        leave_out_probes()
         upgrade(resources.database)
         _announce_first_key(resources)
         app.state.claims = Claims(resources.database)

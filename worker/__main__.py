@@ -29,7 +29,7 @@ def main() -> None:
     try:
         # Threads, because a supervisor only waits: the work is done in the trainer.
         resources.celery.worker_main(
-            ["worker", "--pool=threads", "--concurrency=1", "--loglevel=INFO", *_ALONE]
+            ["--quiet", "worker", "--pool=threads", "--concurrency=1", "--loglevel=INFO", *_ALONE]
         )
     finally:
         supervisor.close()
