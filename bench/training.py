@@ -82,7 +82,7 @@ def main() -> None:
         f"{len(samples)} records, {sum(lengths)} tokens, median {statistics.median(lengths):.0f}"
         f", longest {lengths[-1]}; padding would make it {padded / sum(lengths):.2f} times as many"
     )
-    trunk = load_trunk(arguments.model, DeviceProfile("cpu", "float32", 1, {}))
+    trunk = load_trunk(arguments.model, DeviceProfile("cpu", "float32", 1))
     compare_gradients(arguments.model, trunk, samples[:BATCH_SIZE])
     print(f"\n{'peer':44} {'TRL':>7} {'ours':>7} {'ratio':>6}   (useful tokens per CPU second)")
     for name, checkpointing in (

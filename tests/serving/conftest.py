@@ -25,7 +25,7 @@ from worker.trunk.trunk import Trunk, load_trunk
 
 BASE_ID = "smollm2-135m"
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-CPU = DeviceProfile("cpu", "float32", 1, {})
+CPU = DeviceProfile("cpu", "float32", 1)
 
 ADAPTER_SPECS: Mapping[str, LoraSpec] = {
     "red": LoraSpec(r=4, alpha=8),

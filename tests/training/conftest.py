@@ -26,7 +26,7 @@ from worker.trunk.lora import LoraAdapter, new_adapter
 from worker.trunk.trunk import Trunk
 
 SUPERVISED = "worker.training.methods.supervised:Supervised"
-CPU = DeviceProfile("cpu", "float32", 1, {})
+CPU = DeviceProfile("cpu", "float32", 1)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 SHORT_CHATS = [

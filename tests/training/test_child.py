@@ -118,8 +118,7 @@ def test_the_life_of_a_trainer(child: Child, train: Any, storage: LocalStorage) 
     spec = job_spec(put_records(storage, "train", SHORT_CHATS), num_epochs=16)
     (ready,) = child.until("ready")
     assert ready["threads"] == 1
-    assert ready["gflops"]["float32"] > 0
-    assert ready["dtype"] in ready["gflops"]
+    assert ready["dtype"] in ("float32", "bfloat16")
     child.process.send_signal(signal.SIGINT)  # The terminal's Ctrl-C is not for the trainer.
 
     child.send("preload", base=train(spec)["base"])

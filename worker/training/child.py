@@ -46,7 +46,6 @@ def main() -> None:
             "device": profile.device,
             "dtype": profile.dtype_name,
             "threads": profile.threads,
-            "gflops": profile.gflops,
         },
     )
     while True:

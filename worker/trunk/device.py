@@ -1,15 +1,19 @@
-"""What this machine computes on, and in which number format, decided by a short measurement."""
+"""What this machine computes on, and in which number format."""
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-# Rows, inner and outer width of the probe's matrix product: 85 million multiply-adds, so that
-# even a processor without bfloat16 units (about 1 GFLOP/s) is measured in a fifth of a second.
-_PROBE_SHAPE = (128, 1024, 640)
+from app.domain.errors import InvalidInput
+
+DTYPE_VARIABLE = "TUNESMITH_DTYPE"
+
+_DTYPES = ("float32", "bfloat16")
+# What a CPU needs to multiply bfloat16 by itself: without, that is up to fifty times slower than
+# float32.
+_BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,11 @@ class DeviceProfile:
         device: `cpu` or `cuda`.
         dtype_name: format of the base model's weights and activations: `float32` or `bfloat16`.
         threads: threads of one operation on the CPU.
-        gflops: measured matrix-product rate by dtype name, in 1e9 operations a second.
     """
 
     device: str
     dtype_name: str
     threads: int
-    gflops: Mapping[str, float]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,35 +37,28 @@ class DeviceProfile:
 
 
 def probe_device(environment: Mapping[str, str] = os.environ) -> DeviceProfile:
-    """Set the number of threads, then measure the device and choose its number format.
+    """Set the number of threads, and choose the device and its number format.
 
-    A GPU computes in bfloat16 if it can. A CPU does where that is measured at least as fast as
-    float32: without bfloat16 units it is up to fifty times slower.
+    The format is bfloat16 where the device has units for it. It follows from the hardware alone:
+    a choice by measured speed would differ from one start to the next on a busy machine, and a
+    resumed run would go on in another format than it began in.
+
+    Raises:
+        InvalidInput: `TUNESMITH_DTYPE` names no format.
     """
     threads = int(environment.get("TUNESMITH_THREADS") or os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    gflops = {
-        name: _matmul_gflops(device, dtype)
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    chosen = environment.get(DTYPE_VARIABLE) or _native_dtype(device)
+    if chosen not in _DTYPES:
+        raise InvalidInput(f"{DTYPE_VARIABLE} must be {' or '.join(_DTYPES)}, found {chosen!r}")
+    return DeviceProfile(device, chosen, threads)
+
+
+def _native_dtype(device: str) -> str:
     if device == "cuda":
-        # So small a product is over before a GPU is warm: its rate tells nothing.
-        is_chosen = torch.cuda.is_bf16_supported()
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        is_chosen = gflops["bfloat16"] >= gflops["float32"]
-    return DeviceProfile(device, "bfloat16" if is_chosen else "float32", threads, gflops)
-
-
-def _matmul_gflops(device: str, dtype: torch.dtype, repeats: int = 3) -> float:
-    rows, inner, outer = _PROBE_SHAPE
-    left = torch.ones(rows, inner, device=device, dtype=dtype)
-    right = torch.ones(inner, outer, device=device, dtype=dtype)
-    best_seconds = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best_seconds = min(best_seconds, time.perf_counter() - started)
-    return round(2 * rows * inner * outer / best_seconds / 1e9, 2)
+        capabilities = torch.cpu.get_capabilities()
+        has_units = any(capabilities.get(name) for name in _BFLOAT16_UNITS)
+    return "bfloat16" if has_units else "float32"
