@@ -5,7 +5,7 @@ epoch; the later attempt of a job has the higher one.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -54,12 +54,17 @@ class Verdict:
 
 
 def check(
-    evidence: Evidence, references: Mapping[Recipe, str], *, may_repeat: bool = False
+    evidence: Evidence,
+    references: Mapping[Recipe, str],
+    *,
+    may_fail: Collection[str] = (),
+    may_repeat: bool = False,
 ) -> Verdict:
     """Judge a run.
 
     Args:
         references: SHA-256 of the weights that an undisturbed run of each recipe has.
+        may_fail: the jobs that were made to fail; no other one may.
         may_repeat: checkpoints were damaged, so that steps before them had to be repeated.
     """
     lost = lost_jobs(evidence)
@@ -73,6 +78,7 @@ def check(
             for (job, epoch), number in Counter((one.job, one.epoch) for one in zombies).items()
         ),
         *(f"{job}: epochs {first} and {second} overlap" for job, first, second in overlapping),
+        *failed_jobs(evidence, may_fail),
         *wrong_results(evidence),
         *unequal,
         *wrong_stories(evidence.stories, evidence),
@@ -100,6 +106,15 @@ def lost_jobs(evidence: Evidence) -> list[str]:
         for job_id in evidence.accepted | evidence.jobs.keys()
         if job_id not in evidence.jobs or evidence.jobs[job_id].status not in TERMINAL
     )
+
+
+def failed_jobs(evidence: Evidence, may_fail: Collection[str]) -> list[str]:
+    """Return the jobs that failed, and why, though nothing was wrong with them."""
+    return [
+        f"{job.id}: failed: {job.error}"
+        for job in evidence.jobs.values()
+        if job.status is JobStatus.FAILED and job.id not in may_fail
+    ]
 
 
 def zombie_steps(lines: Iterable[StepLine]) -> list[StepLine]:

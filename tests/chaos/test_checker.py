@@ -12,6 +12,7 @@ from app.domain.job_state import JobStatus
 from tests.chaos.checker import (
     check,
     count_repeats,
+    failed_jobs,
     lost_jobs,
     overlaps,
     wrong_epochs,
@@ -86,6 +87,13 @@ def test_a_job_that_has_not_ended_is_lost(status: JobStatus) -> None:
 
 def test_an_accepted_job_without_a_row_is_lost() -> None:
     assert lost_jobs(replace(clean_run(), accepted=frozenset({"job", "gone"}))) == ["gone"]
+
+
+def test_a_job_that_fails_was_wronged_unless_it_was_made_to() -> None:
+    run = replace(clean_run(), jobs={"job": job_row(status=JobStatus.FAILED, error={"code": "x"})})
+    assert failed_jobs(run, may_fail=()) == ["job: failed: {'code': 'x'}"]
+    assert failed_jobs(run, may_fail={"job"}) == []
+    assert any("failed" in one for one in check(run, {recipe_of(job_row()): DIGEST}).violations)
 
 
 def test_a_step_that_ends_after_its_successor_began_is_a_zombies() -> None:

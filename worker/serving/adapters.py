@@ -155,7 +155,7 @@ def _sha256(path: Path) -> str:
 def _read_json(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path.name} cannot be read: {error}", param="lora_path") from error
 
 

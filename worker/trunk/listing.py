@@ -43,7 +43,8 @@ def verify_listing(directory: Path, part: str | None = None) -> str:
     try:
         listing = (directory / LISTING_NAME).read_bytes()
         files = msgspec.json.decode(listing, type=dict[str, ListedFile])
-    except (OSError, msgspec.DecodeError) as error:
+    # Bytes that are no text are no DecodeError of msgspec's.
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{LISTING_NAME} cannot be read") from error
     prefix = f"{part}/" if part is not None else ""
     listed = {name for name in files if name.startswith(prefix)}

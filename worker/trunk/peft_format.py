@@ -95,7 +95,7 @@ def load_adapter(directory: Path) -> LoraAdapter:
 def _read_spec(directory: Path) -> LoraSpec:
     try:
         config = msgspec.json.decode((directory / CONFIG_NAME).read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the adapter has no readable {CONFIG_NAME}") from error
     for name, plain_values in _PLAIN.items():
         if name in config and config[name] not in plain_values:

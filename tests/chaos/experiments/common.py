@@ -1,6 +1,6 @@
 """What experiments have in common: filling the queue, waiting for its end, and judging."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 
@@ -61,6 +61,7 @@ def conclude(
     within_seconds: float = 120,
     audit: Callable[[Evidence], Sequence[str]] = lambda _: (),
     figures: dict[str, object] | None = None,
+    may_fail: Collection[str] = (),
     may_repeat: bool = False,
 ) -> Outcome:
     """Wait for the jobs, stop the installation, and judge what is left of it all."""
@@ -73,7 +74,7 @@ def conclude(
         experiment=name,
         installation=installation.backends.kind,
         faults=nemesis.faults,
-        verdict=check(evidence, lab.references, may_repeat=may_repeat),
+        verdict=check(evidence, lab.references, may_fail=may_fail, may_repeat=may_repeat),
         violations=audit(evidence),
         figures=figures or {},
     )

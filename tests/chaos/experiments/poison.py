@@ -48,6 +48,7 @@ def poison(lab: Lab, kind: Kind, size: PoisonSize) -> Outcome:
                 nemesis,
                 within_seconds=60 + 10 * len(wanted),
                 audit=lambda evidence: _audit(evidence, victim),
+                may_fail={victim},
             )
         finally:
             ended.set()
