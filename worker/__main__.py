@@ -32,7 +32,11 @@ def main() -> None:
             ["--quiet", "worker", "--pool=threads", "--concurrency=1", "--loglevel=INFO", *_ALONE]
         )
     finally:
+        was_asked_to_stop = supervisor.is_stopping
         supervisor.close()
+    if not was_asked_to_stop:
+        # Whoever keeps the worker running must not take this for a wanted end.
+        sys.exit("tunesmith worker: the connection to the broker was lost for good")
 
 
 if __name__ == "__main__":

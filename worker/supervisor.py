@@ -67,6 +67,10 @@ class Supervisor:
             finally:
                 self._busy.release()
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Give the running job back at its next step boundary, and claim no other."""
         self._stopping.set()
@@ -219,10 +223,12 @@ class Supervisor:
 
     def _let_go(self, job: Job, lease: Lease) -> None:
         """Stop the trainer's run: politely if the job has ended, at once if another may hold it."""
-        _log.info("job %s: attempt %d lost its lease", job.id, job.attempts)
         trainer = self._trainer
         has_ended = self._has_ended(job)
-        if not has_ended:
+        if has_ended:
+            _log.info("job %s: ended by others, attempt %d stops", job.id, job.attempts)
+        else:
+            _log.warning("job %s: attempt %d lost its lease", job.id, job.attempts)
             self._count_fenced_write()
         if trainer is not None and not (has_ended and self._abandon(trainer, lease)):
             trainer.kill()

@@ -26,6 +26,7 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     errors.IdempotencyKeyReused: (422, "invalid_request_error"),
     errors.TooManyRequests: (429, "rate_limit_error"),
     errors.Unavailable: (503, "server_error"),
+    errors.ModelDamaged: (500, "server_error"),
     errors.DomainError: (500, "server_error"),
 }
 
@@ -33,8 +34,11 @@ _IN_A_MOMENT = {"Retry-After": "2"}
 
 # What tells a client to repeat its request, and when.
 RETRY_HEADERS: Mapping[int, Mapping[str, str]] = {
-    409: {"Retry-After": "1", "x-should-retry": "true"},
+    # OpenAI's client repeats twice: together longer than the claim of a killed API lasts.
+    409: {"Retry-After": "6", "x-should-retry": "true"},
     429: _IN_A_MOMENT,
+    # A domain error with this status would only come again.
+    500: {"x-should-retry": "false"},
     503: _IN_A_MOMENT,
 }
 

@@ -6,9 +6,12 @@ import sys
 import click
 import uvicorn
 
-from app.db.database import open_database
-from app.db.migrations import downgrade, upgrade
+from app.db.database import Database, open_database
+from app.db.migrations import current_revision, downgrade, upgrade
+from app.db.repositories import locks
+from app.domain.errors import Unavailable
 from app.lifeline import hold_lifeline
+from app.services.sweeper import LOCK, LOCK_TTL_SECONDS
 from app.settings import load_settings
 
 
@@ -52,7 +55,21 @@ def engine() -> None:
 def migrate(revision: str, down: bool) -> None:
     """Bring the database to the newest schema, or to REVISION."""
     database = open_database(load_settings().database_url)
-    (downgrade if down else upgrade)(database, revision)
+    if down:
+        _refuse_while_running(database)
+        downgrade(database, revision)
+    else:
+        upgrade(database, revision)
+
+
+def _refuse_while_running(database: Database) -> None:
+    with database.read() as connection:
+        left = locks.seconds_left(connection, LOCK) if current_revision(connection) else None
+    if left is not None and left > 0:
+        raise Unavailable(
+            f"the service is running, or ended less than {LOCK_TTL_SECONDS:.0f} s ago: stop it "
+            "before its tables are taken away"
+        )
 
 
 def _become(module: str) -> None:

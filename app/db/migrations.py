@@ -1,6 +1,7 @@
 """Bringing a database to the newest schema, by the same Alembic scripts on every engine."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from alembic import command
@@ -32,9 +33,23 @@ def known_revisions() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()]
 
 
+def is_current(database: Database) -> bool:
+    """Say whether the database answers and is at the newest revision."""
+    try:
+        with database.read() as connection:
+            return current_revision(connection) == _newest_revision()
+    except Exception:  # Any driver's way of saying no.
+        return False
+
+
 def current_revision(connection: Connection) -> str | None:
     """Return the revision that a database is at, or None if it holds no tables of ours."""
     return MigrationContext.configure(connection).get_current_revision()
+
+
+@lru_cache(maxsize=1)
+def _newest_revision() -> str:
+    return known_revisions()[0]
 
 
 def alembic_config() -> Config:

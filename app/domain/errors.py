@@ -18,6 +18,7 @@ DomainError
 │   ├── EngineUnavailable
 │   ├── DatabaseUnavailable
 │   └── StorageFull
+├── ModelDamaged
 ├── LeaseLost
 └── TrainingFailed
 """
@@ -147,6 +148,12 @@ class StorageFull(Unavailable):
     """The server's disk is full; nothing was stored."""
 
     code = "storage_full"
+
+
+class ModelDamaged(DomainError):
+    """The stored weights of this model are damaged; they are not served."""
+
+    code = "model_damaged"
 
 
 class LeaseLost(DomainError):

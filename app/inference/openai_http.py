@@ -15,6 +15,7 @@ from app.domain.errors import (
     DomainError,
     EngineUnavailable,
     InvalidInput,
+    ModelDamaged,
     TooManyRequests,
 )
 from app.inference.port import AdapterFiles, EventStream, Route
@@ -108,7 +109,12 @@ class OpenAIHTTPEngine:
         if not response.is_success and not is_there:
             # The caller has chosen a model of theirs: that it cannot be loaded is ours to mend,
             # and why it cannot (which names our paths) ours to read.
-            _log.error("the engine cannot load %s: %s", adapter.name, _envelope(response)[0])
+            reason, _, code = _envelope(response)
+            _log.error("the engine cannot load %s: %s", adapter.name, reason)
+            if code == "checkpoint_corrupt":
+                raise ModelDamaged(
+                    f"The stored weights of {adapter.name!r} are damaged; they are not served."
+                )
             raise EngineUnavailable(f"The inference engine cannot load {adapter.name!r} now.")
         self._loaded.add(adapter.name)
 

@@ -35,6 +35,8 @@ def find(connection: Connection, catalogue: Catalogue, project_id: str, name: st
 def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: str) -> str | None:
     """Remove the name of a fine-tuned model, or of the model of a checkpoint.
 
+    With a fine-tuned model goes the name of its last checkpoint, which has the same weights.
+
     Returns:
         The storage prefix of the checkpoint that no name stands for any more: the caller's to
         delete after the commit. None if another name still does.
@@ -58,6 +60,8 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
             param="model",
         )
     adapters.remove(connection, project_id, name)
+    if adapter.is_final:
+        adapters.remove_prefix(connection, adapter.storage_prefix)
     # Should the content outlive a crash, the next sweep finds it.
     jobs.sweep_again(connection, adapter.job_id)
     if adapters.has_prefix(connection, adapter.storage_prefix):

@@ -28,6 +28,7 @@ LOCK = "sweep"
 LOCK_TTL_SECONDS = 15.0
 EXPIRY_INTERVAL_SECONDS = 60.0
 ORPHANS_INTERVAL_SECONDS = 3_600.0
+FAILED_PAUSE_SECONDS = 2.0
 BATCH = 100
 
 _log = logging.getLogger("tunesmith.sweeper")
@@ -75,13 +76,17 @@ class Sweeper:
 
     def _run(self) -> None:
         while not self._closing:
+            pause_seconds = self._resources.settings.sweep_interval_seconds
             try:
                 self.sweep()
             except Unavailable as error:
                 _log.warning("sweep put off: %s", error.message)
+                # A log of nothing else would hide what else there is to see.
+                pause_seconds = max(pause_seconds, FAILED_PAUSE_SECONDS)
             except Exception:  # The sweep must outlive whatever goes wrong in one round.
                 _log.exception("sweep failed; trying again")
-            self._wake.wait(self._resources.settings.sweep_interval_seconds)
+                pause_seconds = max(pause_seconds, FAILED_PAUSE_SECONDS)
+            self._wake.wait(pause_seconds)
             self._wake.clear()
 
     def _validate_new(self) -> None:

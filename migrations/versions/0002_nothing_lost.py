@@ -49,6 +49,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # Before this revision nobody could resume a job.
+    op.execute(
+        "UPDATE jobs SET status = CASE WHEN spec IS NULL THEN 'validating_files' ELSE 'queued' END "
+        "WHERE status = 'paused'"
+    )
     op.drop_table("counters")
     op.drop_index(op.f("ix_idempotency_keys_expires_at"), table_name="idempotency_keys")
     op.drop_table("idempotency_keys")

@@ -249,7 +249,7 @@ def test_while_the_first_is_answered_the_second_is_told_to_come_again(
         answer = http.post(CHAT, json=body, headers=name)
         assert error_of(answer, 409)["code"] == "idempotency_key_in_use"
         assert answer.headers["x-should-retry"] == "true"
-        assert answer.headers["retry-after"] == "1"
+        assert 0 < int(answer.headers["retry-after"]) < 60
         assert error_of(http.post(CHAT, json=hello(), headers=name), 422)
 
 

@@ -13,13 +13,20 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.domain.errors import DomainError, EngineUnavailable, InvalidInput, TooManyRequests
+from app.domain.errors import (
+    DomainError,
+    EngineUnavailable,
+    InvalidInput,
+    ModelDamaged,
+    TooManyRequests,
+)
 from app.inference import AdapterFiles, EngineClient, open_engine
 from app.inference.port import ENGINES, Route
 from app.settings import Settings, load_settings
 from tests.support.factories import BASE_MODEL
 from tests.support.fake_engine import (
     ANSWER,
+    DAMAGED,
     DIE,
     FORGOTTEN_AT_ONCE,
     REFUSE,
@@ -181,6 +188,15 @@ def test_an_adapter_that_cannot_be_loaded_is_no_mistake_of_the_caller(
 ) -> None:
     with pytest.raises(EngineUnavailable) as failure:
         using(ask(adapter=AdapterFiles(UNLOADABLE, ADAPTER.directory)))
+    assert str(ADAPTER.directory) not in failure.value.message
+    assert engine.requests == []
+
+
+def test_damaged_weights_are_told_as_such_and_not_as_an_engine_that_is_away(
+    using: Use, engine: FakeEngine
+) -> None:
+    with pytest.raises(ModelDamaged, match=DAMAGED) as failure:
+        using(complete(adapter=AdapterFiles(DAMAGED, ADAPTER.directory)))
     assert str(ADAPTER.directory) not in failure.value.message
     assert engine.requests == []
 

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -6,11 +9,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, select
 
 from app.db.database import Database, open_database
-from app.db.migrations import alembic_config, downgrade, upgrade
-from app.db.repositories import jobs
+from app.db.migrations import alembic_config, downgrade, is_current, upgrade
+from app.db.repositories import jobs, locks
 from app.db.tables import jobs as job_table
 from app.db.tables import metadata
-from tests.support.factories import add_file, add_project, add_running_job
+from app.domain.job_state import JobStatus
+from app.services.sweeper import LOCK
+from tests.support.factories import add_file, add_job_in, add_project, add_running_job
+from tests.support.service import REPOSITORY, environment_of
 
 
 def table_names(connection: Connection) -> set[str]:
@@ -88,3 +94,53 @@ def test_processes_that_start_together_upgrade_once(database_url: str) -> None:
     assert differences(databases[0]) == []
     for database in databases:
         database.engine.dispose()
+
+
+def test_a_paused_job_goes_on_where_nobody_can_resume_it(empty_database: Database) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        project = add_project(connection)
+        validated = add_job_in(connection, project, JobStatus.PAUSED)
+        unvalidated = add_job_in(connection, project, JobStatus.PAUSED)
+        connection.execute(
+            job_table.update().where(job_table.c.id == validated.id).values(spec="resolved")
+        )
+    downgrade(empty_database, "0001")
+    upgrade(empty_database)
+    with empty_database.read() as connection:
+        assert jobs.get(connection, project, validated.id).status is JobStatus.QUEUED
+        after = jobs.get(connection, project, unvalidated.id)
+    assert after.status is JobStatus.VALIDATING_FILES
+
+
+def test_a_database_that_is_behind_is_not_current(empty_database: Database) -> None:
+    assert not is_current(empty_database)
+    upgrade(empty_database)
+    assert is_current(empty_database)
+    downgrade(empty_database, "0001")
+    assert not is_current(empty_database)
+
+
+def test_the_tables_of_a_running_service_are_not_taken_away(
+    empty_database: Database, tmp_path: Path
+) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        locks.acquire(connection, LOCK, "a sweeper", 60)
+    url = empty_database.engine.url.render_as_string(hide_password=False)
+    environment = environment_of(tmp_path, {"DATABASE_URL": url})
+    command = [sys.executable, "-m", "app", "migrate", "--down", "0001"]
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        )
+
+    refused = run()
+    assert refused.returncode == 1
+    assert "the service is running" in refused.stderr
+    assert is_current(empty_database)
+    with empty_database.write() as connection:
+        locks.acquire(connection, LOCK, "a sweeper", -1)
+    assert run().returncode == 0
+    assert not is_current(empty_database)

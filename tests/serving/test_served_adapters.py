@@ -120,6 +120,14 @@ def test_missing_and_unlisted_files_are_found(checkpoint: Path) -> None:
         inspect_adapter(checkpoint / "adapter")
 
 
+def test_an_adapter_of_ours_without_its_list_is_not_trusted(checkpoint: Path) -> None:
+    """As a backup that was restored in part leaves it."""
+    (checkpoint / "files.json").unlink()
+    with pytest.raises(InvalidInput, match=r"files\.json cannot be read") as refused:
+        inspect_adapter(checkpoint / "adapter")
+    assert refused.value.code == "checkpoint_corrupt"
+
+
 def test_a_plain_peft_adapter_must_name_its_base_model(
     tmp_path: Path, installed_base: InstalledBaseModel, random_adapters: dict[str, LoraAdapter]
 ) -> None:

@@ -31,6 +31,7 @@ REFUSE = "refuse with status "
 
 # How the name of an adapter has to begin for a load that is not the usual one.
 UNLOADABLE = "ft:unloadable"
+DAMAGED = "ft:damaged"
 FORGOTTEN_AT_ONCE = "ft:forgotten-at-once"
 
 ANSWER = ("Got it", ": you", " asked", ".")
@@ -74,6 +75,9 @@ class FakeEngine:
         if name.startswith(UNLOADABLE):
             message = f"{body['lora_path']}: LoRA rank 64 is greater than max_lora_rank 16."
             return _error(400, message, "BadRequestError")
+        if name.startswith(DAMAGED):
+            message = "the adapter is damaged: adapter_model.safetensors is not what was written"
+            return _error(400, message, "BadRequestError", code="checkpoint_corrupt")
         if name != FORGOTTEN_AT_ONCE:
             self._loaded.add(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
@@ -241,6 +245,8 @@ def _event(body: Mapping[str, Any]) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
 
 
-def _error(status: int, message: str, type_: str, param: str | None = None) -> Response:
-    body = {"message": message, "type": type_, "param": param, "code": status}
+def _error(
+    status: int, message: str, type_: str, param: str | None = None, code: str | None = None
+) -> Response:
+    body = {"message": message, "type": type_, "param": param, "code": code or status}
     return JSONResponse({"error": body}, status)

@@ -124,12 +124,18 @@ def check_fits(adapter: AdapterFiles, base: InstalledBaseModel) -> None:
 
 
 def _check_listing(directory: Path) -> None:
-    if not (directory.parent / LISTING_NAME).exists():
+    if _is_foreign(directory):
         return
     try:
         verify_listing(directory.parent, part=directory.name)
     except Damaged as error:
         raise _damaged(str(error)) from error
+
+
+def _is_foreign(directory: Path) -> bool:
+    """Say whether an adapter was made elsewhere: ours have a manifest, and a list beside them."""
+    has_list = (directory.parent / LISTING_NAME).exists()
+    return not has_list and not (directory / MANIFEST_NAME).exists()
 
 
 def _configured_base(directory: Path) -> str:

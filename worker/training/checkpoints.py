@@ -22,7 +22,7 @@ from app.domain.job_spec import JobSpec
 from app.storage.port import Storage
 from worker.training.metrics import MetricsLog
 from worker.training.session import Session
-from worker.trunk.listing import LISTING_NAME, Damaged, verify_listing, write_listing
+from worker.trunk.listing import Damaged, verify_listing, write_listing
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import load_adapter, save_adapter
 
@@ -144,8 +144,7 @@ def read_start(storage: Storage, storage_prefix: str) -> LoraAdapter:
     """
     try:
         directory = storage.directory(storage_prefix)
-        if (directory.parent / LISTING_NAME).exists():
-            verify_listing(directory.parent, part=directory.name)
+        verify_listing(directory.parent, part=directory.name)
     except (Damaged, NotFound) as error:
         message = f"the model to start from is damaged: {error}"
         raise TrainingFailed(message, code="start_damaged", param="model") from error

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from app.api.deps import ResourcesDep
 from app.api.schemas.common import Response
+from app.db.migrations import is_current
 from app.resources import Resources
 
 router = APIRouter(tags=["Health"])
@@ -43,7 +44,7 @@ def health() -> Health:
     response_model=Readiness,
 )
 async def readiness(resources: ResourcesDep) -> JSONResponse:
-    database = await run_in_threadpool(resources.database.is_reachable)
+    database = await run_in_threadpool(is_current, resources.database)
     storage = await run_in_threadpool(_storage_answers, resources)
     engine = await resources.engine.is_ready()
     ready = database and storage

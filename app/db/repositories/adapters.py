@@ -97,6 +97,11 @@ def remove(connection: Connection, project_id: str, name: str) -> None:
         raise NotFound(f"The model {name!r} does not exist", param="model", code="model_not_found")
 
 
+def remove_prefix(connection: Connection, storage_prefix: str) -> None:
+    """Remove every name that stands for the content under a prefix."""
+    connection.execute(delete(adapters).where(adapters.c.storage_prefix == storage_prefix))
+
+
 def has_prefix(connection: Connection, storage_prefix: str) -> bool:
     """Say whether any name still stands for the content under a prefix."""
     query = select(adapters.c.name).where(adapters.c.storage_prefix == storage_prefix).limit(1)

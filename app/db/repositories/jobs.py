@@ -243,6 +243,8 @@ def transition(
         raise NotFound(f"Could not find fine-tuning job: {job_id!r}", param="fine_tuning_job_id")
     if epoch is not None:
         raise LeaseLost(f"attempt {epoch} of job {job_id} cannot move it from {current} to {to}")
+    if current == to:
+        raise InvalidTransition(f"Job {job_id} is {current} already.")
     raise InvalidTransition(f"Job {job_id} is {current}: it cannot become {to}.")
 
 

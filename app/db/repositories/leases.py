@@ -182,6 +182,7 @@ def give_back(
         message=f"{reason}: {outcome}{where}",
         level=level,
         epoch=epoch,
+        estimated_finish=None,
         lease_owner=None,
         lease_expires_at=None,
         dispatched_at=None,

@@ -38,6 +38,7 @@ EXPECTED_STATUS = {
     errors.Unavailable: 503,
     errors.EngineUnavailable: 503,
     errors.DatabaseUnavailable: 503,
+    errors.ModelDamaged: 500,
     errors.StorageFull: 503,
 }
 
@@ -67,6 +68,10 @@ def test_absent_parts_of_an_error_are_null() -> None:
 )
 def test_what_passes_says_when_to_try_again(kind: type[DomainError]) -> None:
     assert int(response_of(kind()).headers["Retry-After"]) > 0
+
+
+def test_what_would_only_come_again_is_not_repeated() -> None:
+    assert response_of(errors.ModelDamaged()).headers["x-should-retry"] == "false"
 
 
 USER = {"role": "user", "content": "hello"}
