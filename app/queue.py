@@ -97,7 +97,7 @@ def _redis_settings(client: Any) -> Mapping[str, str]:
 
 def _transport_url(broker_url: str) -> str:
     # Celery takes the directory of its file-system transport as an option, not from the URL.
-    return "filesystem://" if broker_url.startswith("filesystem://") else broker_url
+    return "filesystem://localhost//" if broker_url.startswith("filesystem://") else broker_url
 
 
 def _transport_options(broker_url: str) -> dict[str, Any]:
