@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import click
 
+from app.domain.errors import InvalidInput
 from app.resources import Resources
 from app.services.inspection import Finding, State, inspect
 from app.settings import load_settings
@@ -46,8 +47,8 @@ def doctor(as_json: bool) -> None:
 def _findings() -> Iterator[Finding]:
     try:
         settings = load_settings()
-    except ValueError as error:
-        yield Finding("settings", State.FAIL, str(error), "Correct this environment variable.")
+    except InvalidInput as error:
+        yield Finding("settings", State.FAIL, error.message, "Correct this environment variable.")
         return
     yield from inspect(Resources(settings, read_only=True))
 

@@ -43,8 +43,13 @@ class Interrupted(BaseException):
     """
 
 
+# Python drops what a signal raises inside a destructor: then only this remembers the signal.
+_was_interrupted = threading.Event()
+
+
 def raise_on_signals() -> None:
     """Raise Interrupted in the main thread on Ctrl-C, termination and a closed terminal."""
+    _was_interrupted.clear()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
 
@@ -100,6 +105,7 @@ class Stack:
         deadline = time.monotonic() + timeout_seconds
         url = self.base_url.removesuffix("/v1") + "/readyz"
         while time.monotonic() < deadline:
+            _raise_if_interrupted()
             with suppress(httpx.HTTPError):
                 if httpx.get(url, timeout=5, trust_env=False).json().get("engine"):
                     return
@@ -110,7 +116,8 @@ class Stack:
 
     def wait(self) -> None:
         """Return once the stack is stopped."""
-        self._stopping.wait()
+        while not self._stopping.wait(POLL_SECONDS):
+            _raise_if_interrupted()
 
     def stop(self) -> None:
         """End every process: politely, then for good. Nothing is left behind."""
@@ -189,7 +196,13 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    _was_interrupted.set()
     raise Interrupted
+
+
+def _raise_if_interrupted() -> None:
+    if _was_interrupted.is_set():
+        raise Interrupted
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

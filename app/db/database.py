@@ -14,7 +14,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from app.domain.errors import DatabaseUnavailable, StorageFull
+from app.domain.errors import DatabaseUnavailable, InvalidInput, StorageFull
 
 # Below this, a race between a writer and a checkpoint can corrupt a WAL database
 # (https://sqlite.org/wal.html#walresetbug).
@@ -88,7 +88,7 @@ def open_database(url: str, *, read_only: bool = False) -> Database:
                 },
             )
         )
-    raise ValueError(f"DATABASE_URL must start with sqlite or postgresql, found {url!r}")
+    raise InvalidInput(f"DATABASE_URL must start with sqlite or postgresql, found {url!r}")
 
 
 @contextmanager

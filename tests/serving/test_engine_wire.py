@@ -153,8 +153,8 @@ def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:
 
 def test_settings_name_the_variable_at_fault() -> None:
     for name in ("ENGINE_PORT", "ENGINE_MAX_RUNNING", "ENGINE_GRACE_SECONDS"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(InvalidInput, match=name):
             load_engine_settings({name: "many"})
-    with pytest.raises(ValueError, match="ADAPTER_ROOT"):
+    with pytest.raises(InvalidInput, match="ADAPTER_ROOT"):
         load_engine_settings({"STORAGE_URL": "s3://bucket"})
     assert load_engine_settings({"ENGINE_PRELOAD": "a, b"}).preload == ("a", "b")

@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 
 from app.base_models import InstalledBaseModel, ensure_installed, load_catalogue
+from app.domain.errors import DomainError
 from app.lifeline import VARIABLE, hold_lifeline
 from app.settings import load_settings
 from worker.serving.app import create_app
@@ -83,4 +84,7 @@ def _exit(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DomainError as error:
+        sys.exit(f"tunesmith engine: {error.message}")

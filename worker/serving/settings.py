@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from app.domain.errors import InvalidInput
 from app.settings import load_settings
 
 
@@ -46,7 +47,7 @@ def load_engine_settings(environment: Mapping[str, str] = os.environ) -> EngineS
     """Read the settings from the environment.
 
     Raises:
-        ValueError: a variable does not hold what it must; the message names it.
+        InvalidInput: a variable does not hold what it must; the message names it.
     """
     return EngineSettings(
         adapter_root=_adapter_root(environment),
@@ -68,7 +69,7 @@ def _adapter_root(environment: Mapping[str, str]) -> Path:
         return Path(root).expanduser().resolve()
     storage = urlsplit(load_settings(environment).storage_url)
     if storage.scheme != "file":
-        raise ValueError("ADAPTER_ROOT must be set where STORAGE_URL is not a local directory")
+        raise InvalidInput("ADAPTER_ROOT must be set where STORAGE_URL is not a local directory")
     return Path(unquote(storage.path)).resolve()
 
 
@@ -77,5 +78,5 @@ def _count(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text:
         return default
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{name} must be a whole number greater than 0, found {text!r}")
+        raise InvalidInput(f"{name} must be a whole number greater than 0, found {text!r}")
     return int(text)
