@@ -16,6 +16,7 @@ TYPES = {
     "tunesmith_oldest_expired_lease_seconds": "gauge",
     "tunesmith_sweeper_last_run_seconds": "gauge",
     "tunesmith_outbox_lag_seconds": "gauge",
+    "tunesmith_oldest_queued_seconds": "gauge",
     "tunesmith_storage_free_bytes": "gauge",
     "tunesmith_database_connected": "gauge",
     "tunesmith_broker_connected": "gauge",
@@ -78,7 +79,8 @@ def test_the_doctor_works_beside_the_service(api: Service, anonymous: httpx.Clie
     eventually(lambda: value(anonymous, "tunesmith_outbox_lag_seconds") == 0, what="all is sent")
     report = examine(api.environment)
     # The tests' Postgres trades durability for speed, and is told off for it.
-    assert report.failed <= {"integrity", "content", "leases"}
+    # There is no worker either, and other tests' jobs may have waited for one for long.
+    assert report.failed <= {"integrity", "content", "leases", "queue"}
     assert "integrity" not in report.failed or "fsync" in report.words["integrity"]
     for check in ("database", "schema", "broker", "storage", "storage disk", "sweep", "engine"):
         assert report.states[check] == "ok", report.words[check]

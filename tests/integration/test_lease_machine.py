@@ -316,6 +316,7 @@ def test_no_order_of_events_breaks_the_lease_at_length(database: Database) -> No
     run(type("Machine", (LeaseMachine,), {"database": database}), examples=500)
 
 
+@pytest.mark.parametrize("migrated_database", ["sqlite"], indirect=True)
 def test_a_lease_without_its_fence_is_found_out(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

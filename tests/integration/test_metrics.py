@@ -11,7 +11,7 @@ from sqlalchemy import text, update
 
 from app.api.routes.metrics import metrics
 from app.db.clock import now
-from app.db.repositories import counters
+from app.db.repositories import counters, leases
 from app.db.tables import events
 from app.db.tables import jobs as job_table
 from app.domain.job_state import JobStatus
@@ -45,6 +45,7 @@ def test_an_installation_without_work(resources: Resources) -> None:
         "broker_connected": 1,
         "oldest_expired_lease_seconds": 0,
         "outbox_lag_seconds": 0,
+        "oldest_queued_seconds": 0,
         "sweeper_last_run_seconds": float("inf"),
     }
 
@@ -62,6 +63,20 @@ def test_jobs_that_wait(resources: Resources) -> None:
     assert (found["queued"], found["running"], found["failed"]) == (2, 3, 0)
     assert found["oldest_expired_lease_seconds"] == pytest.approx(90, abs=5)
     assert found["outbox_lag_seconds"] == pytest.approx(40, abs=5)
+    assert found["oldest_queued_seconds"] == pytest.approx(40, abs=5)
+
+
+def test_a_job_that_was_announced_still_waits_for_a_worker(resources: Resources) -> None:
+    with resources.database.write() as connection:
+        job = add_queued_job(connection, add_project(connection))
+        leases.mark_dispatched(connection, [job.id])
+        connection.execute(update(events).values(created_at=events.c.created_at - 40))
+    found = values(resources)
+    assert found["outbox_lag_seconds"] == 0
+    assert found["oldest_queued_seconds"] == pytest.approx(40, abs=5)
+    with resources.database.write() as connection:
+        leases.claim_next(connection, "someone", 60)
+    assert values(resources)["oldest_queued_seconds"] == 0
 
 
 def test_a_sweep_is_seen_and_ages(resources: Resources, sweeper: Sweeper) -> None:
