@@ -80,6 +80,11 @@ def _of_progress(progress: Progress) -> Iterator[Metric]:
         "How long the oldest queued job without a message has been queued; 0 if none.",
         progress.undispatched.oldest_seconds,
     )
+    yield _gauge(
+        "tunesmith_oldest_queued_seconds",
+        "How long the oldest queued job has waited for a worker, with a message or not; 0 if none.",
+        progress.unclaimed.oldest_seconds,
+    )
     for name, text in _COUNTERS.items():
         yield CounterMetricFamily(f"tunesmith_{name}", text, value=progress.counters[name])
 

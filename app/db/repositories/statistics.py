@@ -45,6 +45,14 @@ def expired_leases(connection: Connection) -> Backlog:
     )
 
 
+def count_held(connection: Connection) -> int:
+    """Return how many running jobs a worker holds by a lease that has not expired."""
+    query = select(func.count()).where(
+        jobs.c.status == JobStatus.RUNNING, jobs.c.lease_expires_at > now()
+    )
+    return connection.execute(query).scalar_one()
+
+
 def without_lease(connection: Connection) -> Backlog:
     """Return the running jobs that nobody holds and whose lease can therefore never expire."""
     return _backlog(
@@ -63,6 +71,11 @@ def undispatched(connection: Connection) -> Backlog:
         jobs.c.status == JobStatus.QUEUED,
         jobs.c.dispatched_at.is_(None),
     )
+
+
+def unclaimed(connection: Connection) -> Backlog:
+    """Return the queued jobs, announced or not, since they were queued."""
+    return _backlog(connection, _last_event(), jobs.c.status == JobStatus.QUEUED)
 
 
 def validating(connection: Connection) -> Backlog:
@@ -96,6 +109,12 @@ def list_content_names(connection: Connection) -> list[ContentName]:
             ),
         )
     )
+    return [ContentName(owner, key) for owner, key in rows]
+
+
+def list_adapter_names(connection: Connection) -> list[ContentName]:
+    """Return every name that can be called."""
+    rows = connection.execute(select(adapters.c.name, adapters.c.storage_prefix))
     return [ContentName(owner, key) for owner, key in rows]
 
 

@@ -1,14 +1,16 @@
 """Does every row that names content have it, and does a row name all content?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from sqlalchemy import Connection
 
 from app.db.repositories import files, statistics
 from app.db.repositories.statistics import ContentName
+from app.domain.errors import NotFound
 from app.resources import Resources
 from app.services.garbage import ORPHANED_AFTER_SECONDS
 from app.services.inspection.findings import Finding, fail, ok, warn
+from app.services.inspection.listing import damage_of
 from app.services.inspection.surroundings import absent_directory
 
 BATCH = 500
@@ -18,21 +20,22 @@ _Known = Callable[[Connection, Sequence[str]], set[str]]
 
 
 def check_content(resources: Resources) -> Iterator[Finding]:
-    """Look for names without content: that is lost data."""
+    """Look for names without content, or with less than was written: that is lost data."""
     names = _names(resources)
     missing = [name for name in names if not _is_there(resources, name.storage_key)]
-    if missing:
+    damaged = _damaged(resources, set(names) - set(missing))
+    if missing or damaged:
         # What was deleted in the meantime lost its row first.
         still_there = set(_names(resources))
         missing = [name for name in missing if name in still_there]
-    if not missing:
-        yield ok("content", f"all of {len(names)} rows have theirs")
+        damaged = {name: damage for name, damage in damaged.items() if name in still_there}
+    if missing or damaged:
+        yield _loss(resources.settings.storage_url, missing, damaged)
         return
-    yield fail(
+    yield ok(
         "content",
-        f"gone from {resources.settings.storage_url}: "
-        + _some([f"{name.storage_key} of {name.owner}" for name in missing]),
-        "See that STORAGE_URL is right and mounted; else restore it from a backup.",
+        f"all of {len(names)} rows have theirs, adapters as listed "
+        "(names and sizes; digests are compared whenever one is loaded)",
     )
 
 
@@ -58,6 +61,45 @@ def check_orphans(resources: Resources) -> Iterator[Finding]:
 def _names(resources: Resources) -> list[ContentName]:
     with resources.database.read() as connection:
         return statistics.list_content_names(connection)
+
+
+def _loss(url: str, missing: Sequence[ContentName], damaged: Mapping[ContentName, str]) -> Finding:
+    found, advice = [], []
+    if missing:
+        found.append(
+            f"gone from {url}: "
+            + _some([f"{name.storage_key} of {name.owner}" for name in missing])
+        )
+        advice.append("See that STORAGE_URL is right and mounted; else restore it from a backup.")
+    if damaged:
+        found.append(
+            _some(
+                [
+                    f"{name.storage_key} of {name.owner} is damaged: {damage}"
+                    for name, damage in damaged.items()
+                ]
+            )
+        )
+        advice.append(
+            "A damaged adapter is not served, and no job starts from it: restore it from a "
+            "backup, or delete the model."
+        )
+    return fail("content", "; ".join(found), " ".join(advice))
+
+
+def _damaged(resources: Resources, there: Set[ContentName]) -> dict[ContentName, str]:
+    with resources.database.read() as connection:
+        names = statistics.list_adapter_names(connection)
+    damages = {name: _damage_of(resources, name.storage_key) for name in names if name in there}
+    return {name: damage for name, damage in damages.items() if damage is not None}
+
+
+def _damage_of(resources: Resources, key: str) -> str | None:
+    try:
+        directory = resources.storage.directory(key)
+    except NotFound:
+        return "it is not a directory"
+    return damage_of(directory)
 
 
 def _is_there(resources: Resources, key: str) -> bool:

@@ -1,5 +1,6 @@
 """Is the database there, whole, of the newest schema, and does it keep what it says it has kept?"""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ POSTGRES_MIN = (14,)
 _RESTORE = (
     "Stop the service, set the database file aside with its -wal and -shm, and restore a backup."
 )
+_LET_WRITE = (
+    "Let the user of the service write the file and its directory, where -wal and -shm lie too: "
+    "see to owner, permissions and read-only mounts. Run the doctor as that user."
+)
 _MIGRATE = "Start the service, which brings it up to date, or run `tunesmith migrate`."
 
 
@@ -31,6 +36,10 @@ def check_database(resources: Resources) -> Iterator[Finding]:
             "Nothing is installed here yet: `tunesmith up` does it. If it is elsewhere, "
             "set TUNESMITH_DATA_DIR or DATABASE_URL.",
         )
+        return
+    refusal = None if path is None else _write_refusal(path)
+    if refusal is not None:
+        yield fail("database", refusal, _LET_WRITE)
         return
     try:
         with resources.database.read() as connection:
@@ -93,6 +102,20 @@ def check_disk(resources: Resources) -> Iterator[Finding]:
         yield fail("database disk", found, advice)
     else:
         yield ok("database disk", found)
+
+
+def _write_refusal(path: Path) -> str | None:
+    """Say what keeps a file from being written, without writing to it."""
+    try:
+        # Closing it would drop the locks of a connection that this process already had to it.
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
+    # SQLite follows links before it names the files beside its own.
+    directory = path.resolve().parent
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"{path} cannot be written: its directory {directory} takes no files"
+    return None
 
 
 def _check_server(connection: Connection, shown: str) -> Finding:

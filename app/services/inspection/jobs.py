@@ -15,6 +15,7 @@ from app.services.sweeper import LOCK_TTL_SECONDS
 DISPATCH_SECONDS = 60.0
 VALIDATION_SECONDS = 600.0
 PAUSE_SECONDS = 600.0
+CLAIM_SECONDS = 120.0
 
 _START = "Start the service (`tunesmith up`)"
 
@@ -26,7 +27,12 @@ def check_jobs(resources: Resources) -> Iterator[Finding]:
         validating = statistics.validating(connection)
         pausing = statistics.pausing(connection, PAUSE_REQUESTED)
         without_lease = statistics.without_lease(connection)
-    yield _check_sweep(progress.sweep_age_seconds, resources.settings.sweep_interval_seconds)
+        held = statistics.count_held(connection)
+    yield _check_sweep(
+        progress.sweep_age_seconds,
+        resources.settings.sweep_interval_seconds,
+        waiting=validating.count + progress.unclaimed.count + progress.expired_leases.count,
+    )
     yield _check_leases(
         progress.expired_leases, without_lease, resources.settings.lease_ttl_seconds
     )
@@ -37,6 +43,7 @@ def check_jobs(resources: Resources) -> Iterator[Finding]:
         "queued without a message",
         f"{_START}, and see whether the broker answers; its log tells why.",
     )
+    yield _check_queue(progress.unclaimed, held)
     yield _check_wait(
         "validation",
         validating,
@@ -54,13 +61,16 @@ def check_jobs(resources: Resources) -> Iterator[Finding]:
     yield _summary(progress)
 
 
-def _check_sweep(age_seconds: float | None, interval_seconds: float) -> Finding:
-    if age_seconds is None:
-        return warn("sweep", "never", f"{_START}: without it no job moves on.")
-    found = f"last {age(age_seconds)} ago"
-    if age_seconds > max(LOCK_TTL_SECONDS, 2 * interval_seconds):
-        return warn("sweep", f"{found}: the service is down", f"{_START}: no job moves on.")
-    return ok("sweep", found)
+def _check_sweep(age_seconds: float | None, interval_seconds: float, waiting: int) -> Finding:
+    found = "never" if age_seconds is None else f"last {age(age_seconds)} ago"
+    if age_seconds is not None:
+        if age_seconds <= max(LOCK_TTL_SECONDS, 2 * interval_seconds):
+            return ok("sweep", found)
+        found = f"{found}: the service is down"
+    advice = f"{_START}: without it no job moves on."
+    if waiting:
+        return fail("sweep", f"{found}; jobs that wait for it: {waiting}", advice)
+    return warn("sweep", found, advice)
 
 
 def _check_leases(expired: Backlog, without_lease: Backlog, ttl_seconds: float) -> Finding:
@@ -79,6 +89,23 @@ def _check_leases(expired: Backlog, without_lease: Backlog, ttl_seconds: float) 
     if expired.oldest_seconds > 2 * ttl_seconds:
         return fail("leases", found, f"{_START}: its sweep queues these jobs again.")
     return ok("leases", found)
+
+
+def _check_queue(unclaimed: Backlog, held: int) -> Finding:
+    if not unclaimed.count:
+        return ok("queue", "no job waits for a worker")
+    oldest = f"{unclaimed.oldest_job} for {age(unclaimed.oldest_seconds)}"
+    found = f"{unclaimed.count} queued, {oldest}"
+    if unclaimed.oldest_seconds <= CLAIM_SECONDS:
+        return ok("queue", found)
+    if held:
+        return ok("queue", f"{found}: all workers are busy, {held} running")
+    return fail(
+        "queue",
+        f"{found}, and no job is running",
+        "Start a worker (`tunesmith worker`, or all with `tunesmith up`); if one runs, its log "
+        "tells why it claims nothing: storage below MIN_FREE_BYTES, perhaps.",
+    )
 
 
 def _check_wait(

@@ -57,7 +57,7 @@ def check_storage(resources: Resources) -> Iterator[Finding]:
     url = resources.settings.storage_url
     absent = absent_directory(url)
     if absent is not None:
-        yield warn("storage", f"there is no {absent} yet", _NOT_YET)
+        yield _check_absent_storage(absent)
         return
     storage, key, probe = resources.storage, f"files/probe-{secrets.token_hex(12)}", b"tunesmith"
     try:
@@ -105,7 +105,7 @@ def check_engine(resources: Resources) -> Iterator[Finding]:
     if asyncio.run(_engine_answers(resources.settings)):
         yield ok("engine", f"{url} answers")
     else:
-        advice = "Start it (`tunesmith engine`, or all with `tunesmith up`). Training goes on."
+        advice = "Start it (`tunesmith engine`, or all with `tunesmith up`). Jobs do not need it."
         yield warn("engine", f"{url} does not answer: no model can be called", advice)
 
 
@@ -115,6 +115,14 @@ def absent_directory(url: str) -> Path | None:
     directory = Path(unquote(parts.path))
     is_absent = parts.scheme in ("file", "filesystem") and not directory.is_dir()
     return directory if is_absent else None
+
+
+def _check_absent_storage(directory: Path) -> Finding:
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    if nearest.is_dir():
+        return warn("storage", f"there is no {directory} yet", _NOT_YET)
+    advice = "Correct STORAGE_URL, or set aside what is in the place of a directory."
+    return fail("storage", f"{nearest} is there and not a directory", advice)
 
 
 def _check_room(resources: Resources) -> Finding:

@@ -33,6 +33,7 @@ class Progress:
     jobs: Mapping[JobStatus, int]
     expired_leases: Backlog
     undispatched: Backlog
+    unclaimed: Backlog
     sweep_age_seconds: float | None
     counters: Mapping[str, int]
 
@@ -63,6 +64,7 @@ def read_progress(connection: Connection) -> Progress:
         jobs=statistics.count_jobs(connection),
         expired_leases=statistics.expired_leases(connection),
         undispatched=statistics.undispatched(connection),
+        unclaimed=statistics.unclaimed(connection),
         sweep_age_seconds=(
             None if seconds_left is None else max(0.0, LOCK_TTL_SECONDS - seconds_left)
         ),
