@@ -45,6 +45,11 @@ def disturbed_job(user: OpenAI) -> FineTuningJob:
     )
 
 
+def long_job(user: OpenAI) -> FineTuningJob:
+    """A job that a heartbeat reaches before it is done, however quick the machine."""
+    return create_job(user, records=4, hyperparameters={"n_epochs": 12, "batch_size": 2})
+
+
 def short_job(user: OpenAI) -> FineTuningJob:
     return create_job(user, records=2, hyperparameters={"n_epochs": 1, "batch_size": 2})
 
@@ -207,7 +212,7 @@ def test_a_running_job_pauses_with_a_checkpoint_and_goes_on_from_it(
     stack: Service, user: OpenAI
 ) -> None:
     trainer = stack.pid("trainer")
-    job = disturbed_job(user)
+    job = long_job(user)
     wait_until_step(user, job, 1)
     asked = user.fine_tuning.jobs.pause(job.id)
     assert asked.status == "running"
@@ -227,7 +232,7 @@ def test_a_running_job_pauses_with_a_checkpoint_and_goes_on_from_it(
 
 @on_postgres
 def test_a_damaged_checkpoint_is_left_for_the_one_before(stack: Service, user: OpenAI) -> None:
-    job = disturbed_job(user)
+    job = long_job(user)
     wait_until_step(user, job, 2 * STEPS_PER_EPOCH)
     user.fine_tuning.jobs.pause(job.id)
     eventually(lambda: status_of(user, job) == "paused", what="the job is paused")

@@ -65,7 +65,9 @@ def test_a_status_changes_only_along_the_table(
         if target in TRANSITIONS[source]:
             assert jobs.transition(connection, job.id, target, message="moved").status is target
         else:
-            with pytest.raises(InvalidTransition, match=f"{source}.*cannot become {target}"):
+            with pytest.raises(
+                InvalidTransition, match=f"{source}.*(cannot become {target}|already)"
+            ):
                 jobs.transition(connection, job.id, target, message="moved")
     is_told = messages_of(database, job.id)[-1] == "moved"
     assert is_told == (target in TRANSITIONS[source])

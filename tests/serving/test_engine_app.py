@@ -16,6 +16,7 @@ from app.domain.errors import NotFound
 from worker.serving.app import create_app
 from worker.serving.engine import Engine
 from worker.serving.settings import EngineSettings
+from worker.trunk.listing import write_listing
 from worker.trunk.lora import LoraAdapter, LoraPair
 from worker.trunk.peft_format import save_adapter
 from worker.trunk.trunk import Trunk
@@ -300,6 +301,7 @@ def test_the_template_that_an_adapter_was_trained_with_is_its_own(
     (directory / "manifest.json").write_text(json.dumps(manifest))
     (directory / "chat_template.jinja").write_text(template)
     (directory.parent / "files.json").unlink()
+    write_listing(directory.parent)
 
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
         body = {"lora_name": "red", "lora_path": "red/adapter"}
