@@ -1,6 +1,7 @@
 """Connections and transactions on either engine: Postgres, or SQLite in WAL mode."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _open_sqlite(url: URL, read_only: bool) -> Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout = 30000")
         if not read_only:
-            cursor.execute(f"PRAGMA journal_mode = {journal}")
+            _set_journal_mode(cursor, journal, module.OperationalError)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -149,6 +150,19 @@ def _open_sqlite(url: URL, read_only: bool) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _set_journal_mode(cursor: Any, journal: str, failure: type[Exception]) -> None:
+    """Set the mode, which SQLite refuses at once while another process does so on a new file."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            cursor.execute(f"PRAGMA journal_mode = {journal}")
+            return
+        except failure as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _sqlite_module() -> Any:
