@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from worker.training.loss import TokenLosses
+from worker.training.losses.cross_entropy import TokenLosses
 from worker.training.methods.supervised import Supervised
 
 

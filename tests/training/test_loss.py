@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from worker.training.loss import chunked_cross_entropy
+from worker.training.losses.cross_entropy import chunked_cross_entropy
 
 ROWS, HIDDEN, VOCAB = 37, 16, 301
 
@@ -23,7 +23,7 @@ def test_equals_the_plain_loss_and_gradient(chunk_rows: int) -> None:
     expected_gradient = hidden.grad
     assert expected_gradient is not None
     hidden.grad = None
-    found = chunked_cross_entropy(hidden, head, targets, weights, chunk_rows)
+    found = chunked_cross_entropy(hidden, head, targets, weights, chunk_rows=chunk_rows)
     found.total.backward()  # type: ignore[no-untyped-call]
 
     assert hidden.grad is not None
@@ -31,6 +31,32 @@ def test_equals_the_plain_loss_and_gradient(chunk_rows: int) -> None:
     torch.testing.assert_close(found.nll, nll.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(hidden.grad, expected_gradient, atol=1e-6, rtol=1e-5)
     assert torch.equal(found.is_correct, logits.argmax(1) == targets)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+@pytest.mark.parametrize("chunk_rows", [8, 256])
+def test_smooths_labels_as_torch_does(label_smoothing: float, chunk_rows: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(ROWS, HIDDEN, generator=generator).requires_grad_()
+    head = torch.randn(VOCAB, HIDDEN, generator=generator)
+    targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
+    weights = torch.rand(ROWS, generator=generator)
+
+    losses = cross_entropy(
+        hidden @ head.T, targets, reduction="none", label_smoothing=label_smoothing
+    )
+    expected = losses @ weights
+    (expected_gradient,) = torch.autograd.grad(expected, hidden)
+    found = chunked_cross_entropy(
+        hidden, head, targets, weights, label_smoothing=label_smoothing, chunk_rows=chunk_rows
+    )
+    (gradient,) = torch.autograd.grad(found.total, hidden)
+
+    torch.testing.assert_close(found.total, expected, atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-6, rtol=1e-5)
+    # What is reported as likelihood stays one: perplexities do not depend on the smoothing.
+    plain = cross_entropy(hidden.detach() @ head.T, targets, reduction="none")
+    torch.testing.assert_close(found.nll, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_scales_with_the_gradient_it_is_given() -> None:

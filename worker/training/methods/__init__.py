@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from app.domain.datasets import Record
-from worker.training.loss import TokenLosses
+from worker.training.losses.cross_entropy import TokenLosses
 from worker.trunk.chat import EncodedRecord
 
 

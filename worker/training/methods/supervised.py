@@ -4,7 +4,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from app.domain.datasets import Record
-from worker.training.loss import TokenLosses, chunked_cross_entropy
+from worker.training.losses.cross_entropy import TokenLosses, chunked_cross_entropy
 from worker.trunk.chat import EncodedRecord, encode_record
 
 

@@ -1,0 +1,1 @@
+"""Losses as pure functions of tensors: no model, no session, no step of training is known here."""
