@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from app.base_models.converters import CONVERTERS
 from app.base_models.sources import SOURCES
 from app.domain.errors import InvalidInput, NotFound
 
@@ -21,14 +22,14 @@ DEFAULT_CATALOGUE = files("app.base_models") / "default_catalogue.toml"
 DEFAULT_LEARNING_RATE = 2e-4
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-_REQUIRED = {
-    "id": str,
-    "source": str,
-    "tasks": list,
-    "context_length": int,
-    "licence": str,
-}
-_OPTIONAL = {"revision": str, "sha256": str, "name": str, "learning_rate": float}
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherSource:
+    """One more place from which files of the same base model come."""
+
+    source: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class BaseModel:
     context_length: int
     learning_rate: float
     licence: str
+    further_sources: tuple[FurtherSource, ...] = ()
+    convert: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,11 @@ def _default_catalogue() -> Catalogue:
     return parse_catalogue(DEFAULT_CATALOGUE.read_text(), "the default catalogue")
 
 
+class _FurtherSource(msgspec.Struct, forbid_unknown_fields=True):
+    source: str
+    sha256: str | None = None
+
+
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     source: str
@@ -130,6 +138,8 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str | None = None
     name: str | None = None
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_LEARNING_RATE
+    further_sources: list[_FurtherSource] = []
+    convert: str | None = None
 
 
 def _entry(fields: Any, where: str) -> BaseModel:
@@ -143,7 +153,11 @@ def _entry(fields: Any, where: str) -> BaseModel:
         raise InvalidInput(f"{where}: 'learning_rate' must be a finite number")
     if not _ID.fullmatch(entry.id) or ".." in entry.id or entry.id.startswith("ft:"):
         raise InvalidInput(f"{where}: 'id' may hold letters, digits, '.', '_', '-' and '/'")
-    SOURCES[entry.source.partition(":")[0]]  # Raises UnknownName with the known ones.
+    # A registry raises UnknownName, with the known ones.
+    for source in (entry.source, *(one.source for one in entry.further_sources)):
+        SOURCES[source.partition(":")[0]]
+    if entry.convert is not None:
+        CONVERTERS[entry.convert]
     return BaseModel(
         id=entry.id,
         source=entry.source,
@@ -154,6 +168,10 @@ def _entry(fields: Any, where: str) -> BaseModel:
         context_length=entry.context_length,
         learning_rate=entry.learning_rate,
         licence=entry.licence,
+        further_sources=tuple(
+            FurtherSource(one.source, one.sha256) for one in entry.further_sources
+        ),
+        convert=entry.convert,
     )
 
 
@@ -169,6 +187,14 @@ def _as_toml(model: BaseModel) -> str:
         "context_length": model.context_length,
         "learning_rate": model.learning_rate,
         "licence": model.licence,
+        "convert": model.convert,
     }
+    tables = [("models", fields)]
+    for further in model.further_sources:
+        tables.append(("models.further_sources", asdict(further)))
+    return "\n".join(_as_table(name, entries) for name, entries in tables)
+
+
+def _as_table(name: str, fields: Mapping[str, Any]) -> str:
     lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if value is not None]
-    return "[[models]]\n" + "\n".join(lines) + "\n"
+    return f"[[{name}]]\n" + "\n".join(lines) + "\n"

@@ -3,9 +3,8 @@
 import shutil
 from pathlib import Path
 
+from app.base_models.sources import MODEL_FILES
 from app.domain.errors import InvalidInput, Unavailable
-
-_WANTED = ("*.json", "*.safetensors", "*.gguf", "*.jinja", "*.model", "*.txt")
 
 
 def fetch(reference: str, revision: str, sha256: str | None, into: Path) -> None:
@@ -15,7 +14,7 @@ def fetch(reference: str, revision: str, sha256: str | None, into: Path) -> None
         raise InvalidInput(f"dir:{reference}: expected an absolute path")
     if not source.is_dir():
         raise Unavailable(f"dir:{reference}: there is no such directory on this machine")
-    for pattern in _WANTED:
+    for pattern in MODEL_FILES:
         for path in source.glob(pattern):
             _link(path.resolve(), into / path.name)
 

@@ -4,21 +4,19 @@ import fcntl
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.base_models.catalogue import BaseModel
+from app.base_models.converters import convert
 from app.base_models.sources import SOURCES
-from app.domain.errors import InvalidInput, Unavailable
+from app.domain.errors import InvalidInput
 from app.domain.registry import resolve
 
-# Converting needs torch, which this side of the house never imports: it runs as a process.
-_CONVERTER = "worker.trunk.convert_gguf"
 _RECORD = "tunesmith.json"
 
 
@@ -70,34 +68,47 @@ def find_installed(model: BaseModel, models_dir: Path) -> InstalledBaseModel | N
 
 
 def _install(model: BaseModel, models_dir: Path) -> InstalledBaseModel:
-    scheme, _, reference = model.source.partition(":")
     scratch = Path(tempfile.mkdtemp(dir=models_dir, prefix=".incoming-"))
     try:
-        resolve(SOURCES[scheme])(reference, model.revision, model.sha256, scratch)
-        for gguf in scratch.glob("*.gguf"):
-            _convert(gguf, scratch)
-            gguf.unlink()
-        _check(model, scratch)
-        record = {"id": model.id, "source": model.source, "revision": model.revision}
-        (scratch / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        fetched = _fetched(model, scratch)
+        incoming = _converted(model, fetched, scratch / "converted")
+        _check(model, incoming)
+        (incoming / _RECORD).write_text(json.dumps(_record(model), indent=2) + "\n")
         directory = _directory(model, models_dir)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch.chmod(0o755)
-        scratch.rename(directory)
-    except BaseException:
+        incoming.rename(directory)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
     installed = find_installed(model, models_dir)
     assert installed is not None
     return installed
 
 
-def _convert(gguf: Path, into: Path) -> None:
-    command = [sys.executable, "-m", _CONVERTER, str(gguf), str(into)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = result.stderr.strip().splitlines()[-1:] or [f"exit status {result.returncode}"]
-        raise Unavailable(f"cannot convert {gguf.name} to safetensors: {reason[0]}")
+def _fetched(model: BaseModel, scratch: Path) -> Path:
+    together = scratch / "fetched"
+    together.mkdir()
+    for number, (source, sha256) in enumerate(_sources(model)):
+        scheme, _, reference = source.partition(":")
+        # Each in a directory of its own, so that none can write through another's link.
+        alone = scratch / f"source-{number}"
+        alone.mkdir()
+        resolve(SOURCES[scheme])(reference, model.revision, sha256, alone)
+        for path in alone.iterdir():
+            if (together / path.name).exists():
+                raise InvalidInput(f"{source} holds {path.name!r}, as another source does")
+            path.rename(together / path.name)
+    return together
+
+
+def _converted(model: BaseModel, fetched: Path, into: Path) -> Path:
+    converter = model.convert or ("gguf" if list(fetched.glob("*.gguf")) else None)
+    if converter is None:
+        return fetched
+    into.mkdir()
+    convert(converter, fetched, into)
+    for path in into.glob("*.safetensors"):
+        path.chmod(0o644)  # Written for its owner alone, but read by every process.
+    return into
 
 
 def _check(model: BaseModel, directory: Path) -> None:
@@ -113,8 +124,26 @@ def _directory(model: BaseModel, models_dir: Path) -> Path:
 
 
 def _revision(model: BaseModel) -> str:
-    identity = json.dumps([model.source, model.revision, model.sha256])
-    return hashlib.sha256(identity.encode()).hexdigest()
+    identity: list[Any] = [model.source, model.revision, model.sha256]
+    # Absent, they are left out: a model that was installed before they existed stays the same one.
+    if model.further_sources or model.convert:
+        identity += [_sources(model)[1:], model.convert]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _record(model: BaseModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "source": model.source,
+        "further_sources": [one.source for one in model.further_sources],
+        "revision": model.revision,
+        "convert": model.convert,
+    }
+
+
+def _sources(model: BaseModel) -> list[tuple[str, str | None]]:
+    further = [(one.source, one.sha256) for one in model.further_sources]
+    return [(model.source, model.sha256), *further]
 
 
 @contextmanager

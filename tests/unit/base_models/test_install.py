@@ -97,6 +97,7 @@ def test_a_source_that_is_away_says_so(model: BaseModel, tmp_path: Path) -> None
         ("dir:models/tiny", None, "absolute path"),
         ("hf:tiny", None, "hf:<owner>/<repository>"),
         ("wheel:tiny==1", "0" * 64, "wheel:<package>==<version>#<path inside>"),
+        ("wheel:tiny==1#a.json,,b.json", "0" * 64, "wheel:<package>==<version>#<path inside>"),
         ("wheel:--index-url=x#model.gguf", "0" * 64, "wheel:<package>"),
         ("wheel:tiny==1#model.gguf", None, "sha256"),
     ],

@@ -1,24 +1,24 @@
-"""Convert a GGUF file to an ordinary safetensors directory, once, when a base model is installed.
-
-    python -m worker.trunk.convert_gguf <file.gguf> <directory>
+"""A GGUF file becomes an ordinary safetensors directory.
 
 Loading a GGUF takes about sixty times as long as loading safetensors, and transformers will not
 save a model that it still holds as GGUF-quantised: the weights move into a plain model first.
 """
 
-import sys
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def convert(gguf: Path, into: Path) -> None:
-    """Write `gguf`, dequantised to bfloat16, and its tokenizer into a directory."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+def convert(fetched: Path, into: Path) -> None:
+    """Write the one `*.gguf`, dequantised to bfloat16, and its tokenizer. See the package."""
+    (gguf,) = fetched.glob("*.gguf")
+    for path in fetched.iterdir():
+        if path.is_file() and path != gguf:
+            shutil.copyfile(path, into / path.name)
+    tokenizer = AutoTokenizer.from_pretrained(fetched, gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(fetched, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -28,7 +28,3 @@ def convert(gguf: Path, into: Path) -> None:
     plain.generation_config = loaded.generation_config
     plain.to(torch.bfloat16).save_pretrained(into)  # type: ignore[arg-type]
     tokenizer.save_pretrained(into)
-
-
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
