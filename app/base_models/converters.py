@@ -13,6 +13,7 @@ from app.domain.registry import Registry
 
 CONVERTERS: Registry[str] = Registry("converter")
 CONVERTERS.add("gguf", "worker.conversion.gguf:convert")
+CONVERTERS.add("efficientnet_lite", "worker.conversion.efficientnet_lite:convert")
 
 _COMMAND = "worker.conversion"
 
