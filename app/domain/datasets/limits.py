@@ -1,0 +1,10 @@
+"""How large what a dataset holds may be: reading one takes bounded memory, whoever made it."""
+
+MAX_RECORD_BYTES = 1 << 20
+MAX_NESTING = 32
+# One image or recording, and a record that holds it as a data URL: four characters for 3 bytes.
+MAX_MEDIA_BYTES = 16 << 20
+MAX_MEDIA_RECORD_BYTES = 24 << 20
+# What a person is shown of a refusal.
+MAX_MESSAGE_CHARACTERS = 600
+MAX_SHOWN_CHARACTERS = 60
