@@ -14,6 +14,7 @@ from app.domain.registry import Registry
 CONVERTERS: Registry[str] = Registry("converter")
 CONVERTERS.add("gguf", "worker.conversion.gguf:convert")
 CONVERTERS.add("efficientnet_lite", "worker.conversion.efficientnet_lite:convert")
+CONVERTERS.add("ctranslate2_whisper", "worker.conversion.ctranslate2_whisper:convert")
 
 _COMMAND = "worker.conversion"
 

@@ -49,8 +49,8 @@ def convert(fetched: Path, into: Path) -> None:
         batch_norm_eps=1e-3,
         dropout_rate=0.2,
         image_size=224,
-        num_labels=_LABELS,
     )
+    config.num_labels = _LABELS
     model = EfficientNetForImageClassification(config)
     model.load_state_dict(_renamed(theirs) | _open_gates(model))
     model.save_pretrained(into)
