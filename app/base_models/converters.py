@@ -15,6 +15,7 @@ CONVERTERS: Registry[str] = Registry("converter")
 CONVERTERS.add("gguf", "worker.conversion.gguf:convert")
 CONVERTERS.add("efficientnet_lite", "worker.conversion.efficientnet_lite:convert")
 CONVERTERS.add("ctranslate2_whisper", "worker.conversion.ctranslate2_whisper:convert")
+CONVERTERS.add("encoder_decoder", "worker.conversion.encoder_decoder:convert")
 
 _COMMAND = "worker.conversion"
 
