@@ -1,12 +1,13 @@
 """Checks of records that hold conversations: chat, reinforcement, preference."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from app.domain.datasets.faults import WrongRecord, quoted_list
-from app.domain.datasets.limits import MAX_NESTING
+from app.domain.datasets.faults import WrongRecord, quoted, quoted_list, shortened
+from app.domain.datasets.limits import MAX_NESTING, MAX_SHOWN_CHARACTERS
 from app.domain.datasets.records import (
     ChatRecord,
     Message,
@@ -61,7 +62,13 @@ def check_reinforcement(record: dict[str, Any]) -> ReinforcementRecord:
         )
     if chat.tools is not None:
         _check_tools(chat.tools, "tools")
-    _check_nesting(item, "the grader's fields")
+    for key, value in item.items():
+        _check_nesting(value, shortened(key, MAX_SHOWN_CHARACTERS))
+        if not _is_json(value):
+            raise WrongRecord(
+                f"{quoted(key)} holds what JSON does not: expected text, finite numbers, true or "
+                "false, lists and objects"
+            )
     return ReinforcementRecord(
         messages=chat.messages,
         item=item,
@@ -138,3 +145,13 @@ def is_nested_deeper(value: Any, levels: int) -> bool:
         return False
     children = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(is_nested_deeper(child, levels - 1) for child in children)
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(_is_json(one) for one in value)
+    return value is None or isinstance(value, str | int)

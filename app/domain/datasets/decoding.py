@@ -12,8 +12,8 @@ from app.domain.datasets.faults import (
     wrong_record,
 )
 from app.domain.datasets.kinds import RECORD_KINDS, RecordKind
-from app.domain.datasets.limits import MAX_NESTING
-from app.domain.datasets.media import MediaFiles
+from app.domain.datasets.limits import MAX_MEDIA_RECORD_BYTES, MAX_NESTING
+from app.domain.datasets.media import MediaFiles, NoMediaFiles
 from app.domain.datasets.recognition import find_kind, kind_of
 from app.domain.datasets.records import Record
 from app.domain.errors import InvalidFile
@@ -25,15 +25,24 @@ class Decoding:
     """Decodes and checks the records of one file, which are all of one kind.
 
     Args:
-        files: where the paths in records lead to.
-        place: how a message names a record: `line {} of manifest.jsonl`.
+        files: where the paths in records lead to; without them, nowhere.
+        unit: how a message names a record: `line`, `row`.
+        within: what follows its number: ` of manifest.jsonl`.
     """
 
-    def __init__(self, files: MediaFiles, place: str = "line {}") -> None:
-        self._files = files
-        self._place = place
+    def __init__(
+        self, files: MediaFiles | None = None, unit: str = "line", within: str = ""
+    ) -> None:
+        self._files = files or NoMediaFiles()
+        self._unit = unit
+        self._within = within
         self._first: Any = None
         self.kind: RecordKind | None = None
+
+    @property
+    def max_record_bytes(self) -> int:
+        """The most that a record may take; before its kind is known, that of any."""
+        return self.kind.max_bytes if self.kind else MAX_MEDIA_RECORD_BYTES
 
     def line(self, number: int, line: bytes) -> Record:
         """Return the record of a line of JSON. Raises: InvalidFile."""
@@ -88,7 +97,7 @@ class Decoding:
             ) from None
 
     def wrong(self, number: int, what: str) -> InvalidFile:
-        return wrong_record(self._place.format(number), what)
+        return wrong_record(f"{self._unit} {number}{self._within}", what)
 
     def _checked(self, kind: RecordKind, decoded: Any) -> Record:
         record: Record

@@ -17,17 +17,20 @@ def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
     max_bytes = MAX_MEDIA_RECORD_BYTES
     while line := stream.readline(max_bytes + 1):
         number += 1
-        if decoding.kind is None:
-            if line.isspace():
-                continue
-            _check_beginning(number, line, decoding)
-            kind = decoding.recognise(number, decoding.parse(number, line))
-            max_bytes = kind.max_bytes
         if len(line) > max_bytes:
-            raise decoding.wrong(number, f"the line is longer than {max_bytes:,} bytes")
+            raise _too_long(number, max_bytes, decoding)
         if line.isspace():
             continue
+        if decoding.kind is None:
+            _check_beginning(number, line, decoding)
+            max_bytes = decoding.recognise(number, decoding.parse(number, line)).max_bytes
+            if len(line) > max_bytes:
+                raise _too_long(number, max_bytes, decoding)
         yield number, decoding.line(number, line)
+
+
+def _too_long(number: int, max_bytes: int, decoding: Decoding) -> Exception:
+    return decoding.wrong(number, f"the line is longer than {max_bytes:,} bytes")
 
 
 def _check_beginning(number: int, line: bytes, decoding: Decoding) -> None:

@@ -1,0 +1,164 @@
+"""Parquet: named columns as in CSV, with types of their own, read a few rows at a time.
+
+This module is loaded by name, on the first Parquet file: pyarrow takes its time and brings NumPy.
+"""
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from app.domain.datasets.columns import Column, check_columns, check_names, columns_of, probe, typed
+from app.domain.datasets.decoding import Decoding
+from app.domain.datasets.faults import WrongRecord, wrong_file
+from app.domain.datasets.huggingface import class_names, named
+from app.domain.datasets.limits import MAX_PARQUET_FOOTER_BYTES
+from app.domain.datasets.records import Record
+
+_MAGIC = b"PAR1"
+_ENCRYPTED_MAGIC = b"PARE"
+_INDEX_OF_PANDAS = re.compile(r"__index_level_\d+__")
+# The memory of a batch is that of its rows; small batches cost little more.
+_ROWS_A_BATCH = 32
+_DAMAGED = (pa.ArrowException, ValueError, OverflowError, TypeError, KeyError)
+
+
+def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
+    """Yield each record with its 1-based row number.
+
+    A cell of text in a column of lists or objects is JSON, and a class is its name if the file
+    says what it is.
+
+    Raises:
+        InvalidFile: naming the first row at fault and the column, or what is wrong with the file.
+    """
+    _check_footer(stream)
+    with _damage_told():
+        file = pq.ParquetFile(
+            stream, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True
+        )
+        schema = file.schema_arrow
+        names = [name for name in schema.names if not _INDEX_OF_PANDAS.fullmatch(name)]
+        classes = class_names(schema.metadata)
+    try:
+        check_names(names)
+    except WrongRecord as error:
+        raise wrong_file(str(error)) from None
+    columns: list[Column] = []
+    for number, row in _rows(file, names, decoding):
+        if not columns:
+            columns = _columns(number, names, row, decoding)
+        try:
+            _give_types(row, columns, classes)
+        except WrongRecord as error:
+            raise decoding.wrong(number, str(error)) from None
+        yield number, decoding.row(number, row)
+
+
+def _check_footer(stream: BinaryIO) -> None:
+    """Raises: InvalidFile: the file does not end as Parquet does."""
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, length - 8))
+    footer = stream.read(8)
+    stream.seek(0)
+    if footer.endswith(_ENCRYPTED_MAGIC):
+        raise wrong_file("the Parquet file is encrypted")
+    if length < 12 or not footer.endswith(_MAGIC):
+        raise wrong_file("the Parquet file is cut off: it does not end with PAR1; upload it whole")
+    (footer_bytes,) = struct.unpack("<I", footer[:4])
+    if footer_bytes > min(length - 12, MAX_PARQUET_FOOTER_BYTES):
+        raise wrong_file(
+            f"the Parquet file is damaged: it says that its footer takes {footer_bytes:,} bytes"
+        )
+
+
+def _columns(
+    number: int, names: Sequence[str], row: dict[str, Any], decoding: Decoding
+) -> list[Column]:
+    kind = decoding.recognise(number, probe(dict.fromkeys(names) | row))
+    try:
+        check_columns(kind, names)
+    except WrongRecord as error:
+        raise wrong_file(str(error)) from None
+    return columns_of(kind, names)
+
+
+def _give_types(
+    row: dict[str, Any], columns: Sequence[Column], classes: dict[str, list[str]]
+) -> None:
+    for column in columns:
+        value = row.get(column.name)
+        if column.cell is list and isinstance(value, str):
+            row[column.name] = typed(column, value)
+        elif value is not None and column.name in classes:
+            row[column.name] = named(value, classes[column.name])
+
+
+def _rows(
+    file: pq.ParquetFile, names: Sequence[str], decoding: Decoding
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row without what is null, and its number."""
+    number = 0
+    with _damage_told():
+        batches = file.iter_batches(batch_size=_ROWS_A_BATCH, columns=names, use_threads=False)
+    while True:
+        with _damage_told():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        for row in _of_batch(batch, number, decoding):
+            number += 1
+            if (size := _size(row)) > decoding.max_record_bytes:
+                raise decoding.wrong(
+                    number,
+                    f"the row holds {size:,} bytes; at most {decoding.max_record_bytes:,} may be",
+                )
+            yield number, _without_nulls(row)
+
+
+def _of_batch(batch: pa.RecordBatch, number: int, decoding: Decoding) -> Iterator[dict[str, Any]]:
+    for index in range(batch.num_rows):
+        try:
+            (row,) = batch.slice(index, 1).to_pylist()
+        except UnicodeDecodeError:
+            raise decoding.wrong(number + index + 1, "text that is not valid UTF-8") from None
+        except _DAMAGED as error:
+            raise decoding.wrong(number + index + 1, f"not readable: {error}") from None
+        yield row
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the fields of objects that are null: a column has them for all."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_size(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return len(value) + sum(_size(one) for one in value)
+    return 8
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # An error of the disk has a number; pyarrow's about a damaged file have none.
+        if error.errno is not None:
+            raise
+        raise wrong_file(f"the Parquet file is damaged: {error}") from None
+    except _DAMAGED as error:
+        raise wrong_file(f"the Parquet file is damaged: {error}") from None
