@@ -13,7 +13,6 @@ import random
 import statistics
 import tempfile
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +24,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from app.domain.job_spec import DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
 from worker.training.batches import MicroBatch, micro_batches
 from worker.training.methods.supervised import Supervised
-from worker.training.records import EncodedDataset, LineTally
+from worker.training.records import DatasetBuilder
 from worker.training.session import Session
 from worker.training.step import trunk_step
+from worker.trunk.chat import EncodedRecord
 from worker.trunk.device import DeviceProfile
 from worker.trunk.lora import new_adapter
 from worker.trunk.peft_format import load_adapter
@@ -219,18 +219,11 @@ def make_trainer(model: Path, samples: Sequence[Sample], *, checkpointing: bool)
 
 def make_session(trunk: Trunk, samples: Sequence[Sample], adapter: Path | None) -> Session:
     """Return a session over the samples in their own order."""
-    offsets = array("q", [0])
-    for sample in samples:
-        offsets.append(offsets[-1] + len(sample.input_ids))
-    weights = [int(label != -100) for sample in samples for label in sample.labels]
-    dataset = EncodedDataset(
-        token_ids=torch.tensor([i for s in samples for i in s.input_ids], dtype=torch.int32),
-        loss_weights=torch.tensor(weights, dtype=torch.uint8),
-        offsets=offsets,
-        trainable_tokens=sum(weights),
-        truncated=LineTally((), 0),
-        untrainable=LineTally((), 0),
-    )
+    builder = DatasetBuilder()
+    for line, sample in enumerate(samples, start=1):
+        weights = [int(label != -100) for label in sample.labels]
+        builder.add(line, [EncodedRecord(sample.input_ids, weights, False)])
+    dataset = builder.build("training_file")
     spec = JobSpec(
         job_id="bench",
         base_model="bench",
@@ -247,10 +240,10 @@ def make_session(trunk: Trunk, samples: Sequence[Sample], adapter: Path | None) 
             scheduler="constant",
             warmup_ratio=0.0,
         ),
-        adapter=LoraSpec(),
+        adapter=AdapterSpec.of_lora(LoraSpec()),
     )
-    weights_of = load_adapter(adapter) if adapter else new_adapter(trunk.model, spec.adapter, 0)
-    session = InOrder(spec, Supervised(), weights_of, dataset, trunk.device)
+    weights_of = load_adapter(adapter) if adapter else new_adapter(trunk.model, LoraSpec(), 0)
+    session = InOrder(spec, Supervised(spec), weights_of, dataset, trunk.device)
     trunk.attach(session.name, session.adapter)
     return session
 

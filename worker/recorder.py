@@ -2,6 +2,7 @@
 
 import logging
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any
 
@@ -140,8 +141,8 @@ class Recorder:
         self._write(write)
 
     def finished(self, message: Message) -> None:
-        """Publish: the adapter's name, the file of results and the status, all in one."""
-        result = self._store_results(message["metrics_csv"])
+        """Publish: the adapter's name, the files of results and the status, all in one."""
+        results = self._store_results(message)
 
         def write(connection: Connection) -> None:
             jobs.transition(
@@ -153,10 +154,12 @@ class Recorder:
                 finished_at=now(),
                 estimated_finish=None,
                 trained_tokens=message["trained_tokens"],
-                result_file=result.id,
+                result_files=[result.id for result in results],
+                report=message["report"],
                 lease_expires_at=None,
             )
-            files.add(connection, result)
+            for result in results:
+                files.add(connection, result)
             self._name(connection, self._job.output_model, message, is_final=True)
             events.add(connection, self._job.id, f"New model: {self._job.output_model}")
 
@@ -262,23 +265,30 @@ class Recorder:
             project_id=self._job.project_id,
             job_id=self._job.id,
             base_model=self._job.base_model,
+            task=self._job.task,
             storage_prefix=f"{message['prefix']}/adapter",
             manifest_sha256=message["manifest_sha256"],
             step=message["step"],
             is_final=is_final,
         )
 
-    def _store_results(self, metrics_csv: str) -> NewFile:
+    def _store_results(self, message: Message) -> list[NewFile]:
+        """Store the numbers of every step, and what else the run has to show."""
+        contents = {"step_metrics.csv": message["metrics_csv"].encode()}
+        contents |= {name: b64decode(content) for name, content in message["results"].items()}
+        return [self._store_result(name, content) for name, content in contents.items()]
+
+    def _store_result(self, filename: str, content: bytes) -> NewFile:
         file_id = new_id("file-")
         key = f"files/{file_id}"
-        content = self._storage.put(key, [metrics_csv.encode()])
+        stored = self._storage.put(key, [content])
         return NewFile(
             id=file_id,
             project_id=self._job.project_id,
             purpose=RESULTS,
-            filename="step_metrics.csv",
-            bytes=content.bytes,
-            sha256=content.sha256,
+            filename=filename,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
             storage_key=key,
         )
 

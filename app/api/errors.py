@@ -149,20 +149,23 @@ def explain_validation(
         context = first["ctx"]
         path = f"{path}.{context['discriminator'].strip(chr(39))}"
         expected, tag = context["expected_tags"], context["tag"]
-        return f"Invalid {path!r}: expected {expected}, found {tag!r}.", path, "invalid_value"
+        return f"Invalid {path!r}: expected {expected}, found {_shown(tag)}.", path, "invalid_value"
     if first["type"] == "union_tag_not_found":
         path = f"{path}.{first['ctx']['discriminator'].strip(chr(39))}"
         return f"Missing required field {path!r}.", path, "missing_required_field"
     if all(error["type"] == "missing" for error in same):
         return f"Missing required field {path!r}.", path, "missing_required_field"
     expected = " or ".join(dict.fromkeys(_expectation(error["msg"]) for error in same))
-    shown = repr(first.get("input"))
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return (
-        f"Invalid {path!r}: expected {expected}, found {shown}.",
+        f"Invalid {path!r}: expected {expected}, found {_shown(first.get('input'))}.",
         path,
         "invalid_value",
     )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _path(error: Mapping[str, Any], body: Any) -> str:

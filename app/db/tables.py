@@ -114,7 +114,10 @@ jobs = Table(
     Column("estimated_finish", Double),
     Column("progress", _json),
     Column("trained_tokens", BigInteger),
-    Column("result_file", String),
+    # Ids of files: the numbers of every step, the report and its pictures.
+    Column("result_files", _json),
+    # What the report says in short: metrics of the base and of the tuned model.
+    Column("report", _json),
     Column("error", _json),
     # The outbox: NULL means that no message has been sent since the job was last queued.
     Column("dispatched_at", Double),
@@ -170,6 +173,7 @@ adapters = Table(
     Column("project_id", ForeignKey("projects.id"), nullable=False),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("base_model", String, nullable=False),
+    Column("task", String, nullable=False, server_default="text-generation"),
     Column("storage_prefix", String, nullable=False),
     Column("manifest_sha256", String(64), nullable=False),
     Column("step", Integer, nullable=False),

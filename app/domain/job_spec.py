@@ -3,10 +3,13 @@
 The API writes it when a job leaves `validating_files`; the trainer reads it and nothing else.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import msgspec
+
+from app.domain.peft_kinds import LORA, PEFT_KINDS
+from app.domain.tasks import TEXT_GENERATION
 
 Scheduler = Literal["linear", "cosine", "constant"]
 
@@ -38,6 +41,7 @@ class LoraSpec:
         alpha: the update is scaled by `alpha / r`.
         dropout: probability of dropping an input of the update while training.
         target_modules: last names of the linear layers that get an update.
+        use_rslora: scale by `alpha / sqrt(r)` instead (https://arxiv.org/abs/2312.03732).
     """
 
     r: int = 16
@@ -52,6 +56,54 @@ class LoraSpec:
         "up_proj",
         "down_proj",
     )
+    use_rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """What the product of both matrices is multiplied by."""
+        return self.alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """What is trained of the model.
+
+    Attributes:
+        type: name in `app.domain.peft_kinds.PEFT_KINDS`.
+        options: fields of that kind's wire model; those that are absent have its defaults.
+    """
+
+    type: str = LORA
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_lora(cls, lora: LoraSpec) -> "AdapterSpec":
+        return cls(LORA, {**asdict(lora), "target_modules": list(lora.target_modules)})
+
+    @classmethod
+    def of_wire(cls, adapter: dict[str, Any]) -> "AdapterSpec":
+        """Return the spec of a wire object: a type, and the options beside it."""
+        options = dict(adapter)
+        return cls(options.pop("type", LORA), options)
+
+    def complete_options(self) -> dict[str, Any]:
+        """Return every option, those that were not given with their defaults."""
+        return PEFT_KINDS[self.type].options(**self.options).model_dump()
+
+    def plain_lora(self) -> LoraSpec | None:
+        """Return the shape of an adapter that the shared trunk can train; None: `peft` must."""
+        if self.type != LORA:
+            return None
+        options = self.complete_options()
+        if options["use_dora"] or options["init"] != "default" or options["lora_plus_ratio"]:
+            return None
+        return LoraSpec(
+            r=options["r"],
+            alpha=options["alpha"],
+            dropout=options["dropout"],
+            target_modules=tuple(options["target_modules"] or LoraSpec().target_modules),
+            use_rslora=options["use_rslora"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +119,7 @@ class Hyperparameters:
         weight_decay: decoupled weight decay of AdamW.
         max_grad_norm: gradients are clipped to this global norm.
         max_length_tokens: longer records are cut at the end.
+        label_smoothing: share of the target that is spread over all classes.
     """
 
     num_epochs: int
@@ -77,6 +130,36 @@ class Hyperparameters:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeployCondition:
+    """What the tuned model must gain over its base for its name to be published.
+
+    Attributes:
+        metric: name in `app.domain.metrics.METRICS`.
+        min_gain: in the metric's better direction.
+    """
+
+    metric: str
+    min_gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """How a run is judged.
+
+    Attributes:
+        holdout: share of the training file that is kept out of training and judged on; 0 where
+            there is a validation file, or nothing is to be kept out.
+        best_metric: the checkpoint that is best by it is the result; None: the last one is.
+        deploy_if: condition for publishing the result; None: there is none.
+    """
+
+    holdout: float = 0.0
+    best_metric: str | None = None
+    deploy_if: DeployCondition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +169,9 @@ class JobSpec:
     Attributes:
         base_model: id in the operator's catalogue.
         method: name in `app.domain.methods.METHODS`.
+        method_options: what the method was asked for beyond the common hyperparameters, in the
+            words of its wire model.
+        task: name in `app.domain.tasks.TASKS`.
         start_from: adapter whose weights the run starts from; None starts from the base model.
         seed: decides initial adapter weights, record order and dropout.
     """
@@ -98,7 +184,10 @@ class JobSpec:
     start_from: AdapterRef | None
     seed: int
     hyperparameters: Hyperparameters
-    adapter: LoraSpec
+    adapter: AdapterSpec
+    task: str = TEXT_GENERATION
+    method_options: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSpec = EvaluationSpec()
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()

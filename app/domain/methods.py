@@ -12,10 +12,14 @@ from app.domain.registry import Registry
 Auto = Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"]})]
 
 
-class SupervisedHyperparameters(BaseModel):
-    """Hyperparameters of supervised fine-tuning; `auto` is resolved from the data."""
+class MethodPart(BaseModel):
+    """Base of what a method takes: an unknown field is refused by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Hyperparameters(MethodPart):
+    """The hyperparameters that every method has; `auto` is resolved from the data."""
 
     batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = (
@@ -24,31 +28,65 @@ class SupervisedHyperparameters(BaseModel):
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
 
 
+class SupervisedHyperparameters(Hyperparameters):
+    """Hyperparameters of supervised fine-tuning; `auto` is resolved from the data."""
+
+
+class SupervisedMethodSettings(MethodPart):
+    """Settings of the method `supervised`."""
+
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
+
+
+class ContinuedPretrainingHyperparameters(Hyperparameters):
+    """Hyperparameters of continued pre-training; `auto` is resolved from the data."""
+
+
+class ContinuedPretrainingMethodSettings(MethodPart):
+    """Settings of the method `continued_pretraining`."""
+
+    hyperparameters: ContinuedPretrainingHyperparameters = ContinuedPretrainingHyperparameters()
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingMethod:
-    """One way to train.
+    """One way to train. What it learns from is in `app.domain.tasks.TASKS`, by task.
 
     Attributes:
         summary: one sentence for the OpenAPI document.
-        hyperparameters: the wire model of its hyperparameters.
-        record_kinds: names of the record kinds it learns from.
-        implementation: dotted path of the trainer class, importable in the worker only.
+        settings: the wire model of its settings, with the field `hyperparameters`.
+        implementation: dotted path of the class that computes it for text generation, importable
+            in the worker only; other tasks have their own classes.
     """
 
     summary: str
-    hyperparameters: type[SupervisedHyperparameters]
-    record_kinds: frozenset[str]
+    settings: type[MethodPart]
     implementation: str
+
+    @property
+    def hyperparameters(self) -> type[Hyperparameters]:
+        """The wire model of its hyperparameters."""
+        model = self.settings.model_fields["hyperparameters"].annotation
+        assert isinstance(model, type)
+        assert issubclass(model, Hyperparameters)
+        return model
 
 
 METHODS: Registry[TrainingMethod] = Registry("training method")
 METHODS.add(
     "supervised",
     TrainingMethod(
-        summary="Learn the assistant's turns of chats, or the completions of prompts.",
-        hyperparameters=SupervisedHyperparameters,
-        record_kinds=frozenset({"chat", "completion"}),
+        summary="Learn the answers that the records give.",
+        settings=SupervisedMethodSettings,
         implementation="worker.training.methods.supervised:Supervised",
+    ),
+)
+METHODS.add(
+    "continued_pretraining",
+    TrainingMethod(
+        summary="Learn raw text, without labels.",
+        settings=ContinuedPretrainingMethodSettings,
+        implementation="worker.training.methods.continued_pretraining:ContinuedPretraining",
     ),
 )
 
@@ -63,7 +101,7 @@ class Resolution:
 
 
 def resolve_hyperparameters(
-    requested: SupervisedHyperparameters, record_count: int
+    requested: Hyperparameters, record_count: int
 ) -> tuple[Resolution, ...]:
     """Replace every `auto` by a number chosen from the size of the dataset.
 

@@ -12,14 +12,17 @@ from app.db.repositories import files, jobs
 from app.db.repositories.files import File
 from app.db.repositories.jobs import Job, NewJob
 from app.db.repositories.keys import Principal
+from app.domain.combinations import check_combination
 from app.domain.datasets import RECORD_KINDS
 from app.domain.errors import InvalidInput, InvalidTransition, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
-from app.domain.job_spec import AdapterRef
+from app.domain.job_spec import AdapterRef, AdapterSpec
 from app.domain.job_state import JobStatus
-from app.domain.methods import METHODS
+from app.domain.peft_kinds import LORA
+from app.domain.tasks import TASKS, choose_task
 from app.services import models
 from app.services.files import FINE_TUNE
+from app.services.models import Model
 
 MAX_SEED = 2**31 - 1
 PAUSE_REQUESTED = "Pause requested: the job pauses at the end of the running step"
@@ -33,9 +36,12 @@ class JobRequest:
     training_file: str
     validation_file: str | None
     method: str
+    method_settings: dict[str, Any]
     hyperparameters: dict[str, Any]
+    task: str | None
     adapter: dict[str, Any] | None
     training: dict[str, Any]
+    evaluation: dict[str, Any]
     seed: int | None
     suffix: str | None
     metadata: dict[str, str] | None
@@ -62,14 +68,18 @@ def create(
             param="model",
             code="model_not_found",
         ) from None
-    training_file = _dataset(connection, principal, request, request.training_file, "training_file")
+    training_file = _dataset(connection, principal, request.training_file, "training_file")
+    task = _task(model, request, training_file)
+    _check_records(task, request.method, training_file, "training_file")
     if request.validation_file is not None:
-        _dataset(connection, principal, request, request.validation_file, "validation_file")
+        file = _dataset(connection, principal, request.validation_file, "validation_file")
+        _check_records(task, request.method, file, "validation_file")
     _check_batch_size(request, training_file)
-    start_from, adapter = None, request.adapter or {}
+    start_from, adapter = None, request.adapter or {"type": LORA}
     if model.adapter is not None:
         start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
         adapter = _adapter_of_parent(connection, request, model.adapter.job_id)
+    check_combination(task, request.method, AdapterSpec.of_wire(adapter))
     job_id = new_id("ftjob-")
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
     return jobs.add(
@@ -82,7 +92,13 @@ def create(
             start_from=start_from,
             method=request.method,
             hyperparameters=request.hyperparameters,
-            extension={"adapter": adapter, "training": request.training},
+            extension={
+                "task": task,
+                "method": request.method_settings,
+                "adapter": adapter,
+                "training": request.training,
+                "evaluation": request.evaluation,
+            },
             training_file=request.training_file,
             validation_file=request.validation_file,
             seed=seed,
@@ -151,13 +167,7 @@ def resume(connection: Connection, project_id: str, job_id: str) -> Job:
     )
 
 
-def _dataset(
-    connection: Connection,
-    principal: Principal,
-    request: JobRequest,
-    file_id: str,
-    param: str,
-) -> File:
+def _dataset(connection: Connection, principal: Principal, file_id: str, param: str) -> File:
     try:
         file = files.get(connection, principal.project_id, file_id)
     except NotFound as error:
@@ -167,15 +177,46 @@ def _dataset(
             f"{param} {file_id} has purpose {file.purpose!r}; expected {FINE_TUNE!r}",
             param=param,
         )
-    accepted = METHODS[request.method].record_kinds
+    return file
+
+
+def _task(model: Model, request: JobRequest, training_file: File) -> str:
+    """Return the task that was asked for, or the only one that fits."""
+    if model.adapter is not None:
+        task = model.adapter.task
+        if request.task not in (None, task):
+            raise InvalidInput(
+                f"{request.model!r} was fine-tuned for {task}; a job that starts from it cannot "
+                f"be for {request.task}",
+                param="tunesmith.task",
+            )
+        return task
+    if request.task is None:
+        return choose_task(model.base.tasks, request.method, training_file.record_kind or "")
+    if request.task not in model.base.tasks:
+        raise InvalidInput(
+            f"{request.model!r} cannot be fine-tuned for {request.task}; it can for "
+            f"{', '.join(model.base.tasks)}",
+            param="tunesmith.task",
+        )
+    return request.task
+
+
+def _check_records(task: str, method: str, file: File, param: str) -> None:
+    accepted = TASKS[task].kinds_for(method)
+    if not accepted:
+        usual = ", ".join(TASKS[task].record_kinds)
+        raise InvalidInput(
+            f"the task {task} cannot be learnt by the method {method!r}; it can by {usual}",
+            param="method",
+        )
     if file.record_kind not in accepted:
         examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in accepted)
         raise InvalidInput(
-            f"{param} {file_id} holds {file.record_kind} records; the method {request.method!r} "
-            f"learns from records such as {examples}",
+            f"{param} {file.id} holds {file.record_kind} records; the task {task} and the method "
+            f"{method!r} learn from records such as {examples}",
             param=param,
         )
-    return file
 
 
 def _check_batch_size(request: JobRequest, training_file: File) -> None:
@@ -198,4 +239,4 @@ def _adapter_of_parent(
             param="tunesmith.adapter",
         )
     parent = jobs.find(connection, parent_job_id)
-    return dict(parent.extension["adapter"]) if parent else {}
+    return dict(parent.extension["adapter"]) if parent else {"type": LORA}

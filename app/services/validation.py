@@ -14,14 +14,21 @@ from app.db.repositories.jobs import Job
 from app.domain.errors import DomainError, InvalidFile, InvalidTransition, NotFound
 from app.domain.job_spec import (
     AdapterRef,
+    AdapterSpec,
     DatasetRef,
+    DeployCondition,
+    EvaluationSpec,
     Hyperparameters,
     JobSpec,
-    LoraSpec,
 )
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
+from app.domain.peft_kinds import PEFT_KINDS
 from app.storage import Storage
+
+# Fewer records are all needed for training; more than this many say nothing new when judged on.
+MIN_RECORDS_TO_HOLD_OUT = 50
+MAX_HELD_OUT_RECORDS = 500
 
 _CHUNK_BYTES = 1 << 20
 
@@ -37,11 +44,12 @@ def validate(database: Database, storage: Storage, catalogue: Catalogue, job: Jo
             _check_content(storage, validation_file, "validation_file")
         requested = METHODS[job.method].hyperparameters.model_validate(job.hyperparameters)
         resolutions = resolve_hyperparameters(requested, training_file.record_count or 1)
-        spec = _spec(catalogue, job, training_file, validation_file, resolutions)
+        holdout = _holdout(job, training_file)
+        spec = _spec(catalogue, job, training_file, validation_file, resolutions, holdout)
     except DomainError as error:
         _fail(database, job, error)
         return
-    _queue(database, job, spec, resolutions)
+    _queue(database, job, spec, resolutions, holdout)
 
 
 def _find(database: Database, job: Job, file_id: str, param: str) -> File:
@@ -75,8 +83,11 @@ def _spec(
     training_file: File,
     validation_file: File | None,
     resolutions: tuple[Resolution, ...],
+    holdout: Resolution,
 ) -> JobSpec:
     base = catalogue.get(job.base_model)
+    adapter = AdapterSpec.of_wire(job.extension["adapter"])
+    evaluation = job.extension["evaluation"]
     resolved: dict[str, Any] = {resolution.name: resolution.value for resolution in resolutions}
     training = {"max_length_tokens": base.context_length} | job.extension["training"]
     training["max_length_tokens"] = min(training["max_length_tokens"], base.context_length)
@@ -91,10 +102,41 @@ def _spec(
         hyperparameters=Hyperparameters(
             num_epochs=resolved["n_epochs"],
             batch_size=resolved["batch_size"],
-            learning_rate=base.learning_rate * resolved["learning_rate_multiplier"],
+            learning_rate=base.learning_rate
+            * PEFT_KINDS[adapter.type].learning_rate_factor
+            * resolved["learning_rate_multiplier"],
             **training,
         ),
-        adapter=msgspec.convert(job.extension["adapter"], LoraSpec),
+        adapter=adapter,
+        task=job.task,
+        method_options={
+            **job.extension["method"],
+            **{key: value for key, value in job.hyperparameters.items() if key not in resolved},
+        },
+        evaluation=EvaluationSpec(
+            holdout=float(holdout.value),
+            best_metric=evaluation.get("best_metric"),
+            deploy_if=msgspec.convert(evaluation.get("deploy_if"), DeployCondition | None),
+        ),
+    )
+
+
+def _holdout(job: Job, training_file: File) -> Resolution:
+    """Return the share of the training file to judge on, and why it was chosen."""
+    asked = job.extension["evaluation"].get("holdout", "auto")
+    if job.validation_file is not None:
+        return Resolution("holdout", 0.0, None)
+    if asked != "auto":
+        return Resolution("holdout", asked, None)
+    records = training_file.record_count or 0
+    if records < MIN_RECORDS_TO_HOLD_OUT:
+        return Resolution("holdout", 0.0, f"{records} records: too few to spare any for judging")
+    share = min(0.1, MAX_HELD_OUT_RECORDS / records)
+    return Resolution(
+        "holdout",
+        share,
+        f"{records} records and no validation file: {round(share * records)} of them are judged "
+        "on instead of trained on",
     )
 
 
@@ -103,7 +145,11 @@ def _reference(file: File) -> DatasetRef:
 
 
 def _queue(
-    database: Database, job: Job, spec: JobSpec, resolutions: tuple[Resolution, ...]
+    database: Database,
+    job: Job,
+    spec: JobSpec,
+    resolutions: tuple[Resolution, ...],
+    holdout: Resolution,
 ) -> None:
     try:
         with database.write() as connection:
@@ -114,9 +160,10 @@ def _queue(
                 message="Files validated, moving job to queued state",
                 source=JobStatus.VALIDATING_FILES,
                 spec=spec.to_json(),
-                hyperparameters={resolution.name: resolution.value for resolution in resolutions},
+                hyperparameters=job.hyperparameters
+                | {resolution.name: resolution.value for resolution in resolutions},
             )
-            for resolution in resolutions:
+            for resolution in (*resolutions, holdout):
                 if resolution.reason is not None:
                     events.add(
                         connection,

@@ -165,16 +165,16 @@ def count_repeats(lines: Iterable[StepLine]) -> Repeats:
 def wrong_results(evidence: Evidence) -> list[str]:
     """Return what is wrong with final adapters and files of results: one each, or none."""
     adapters = Counter(one.adapter.job_id for one in evidence.published)
-    named = Counter(job.result_file for job in evidence.jobs.values() if job.result_file)
+    named = Counter(file for job in evidence.jobs.values() for file in job.result_files or ())
     wrong = [one.damage for one in evidence.published if one.damage]
     for job in evidence.jobs.values():
         expected = int(job.status is JobStatus.SUCCEEDED)
         if adapters[job.id] != expected:
             wrong.append(f"{job.id}: {job.status} with {adapters[job.id]} final adapters")
-        if bool(job.result_file) != bool(expected):
-            wrong.append(f"{job.id}: {job.status} with result file {job.result_file}")
+        if bool(job.result_files) != bool(expected):
+            wrong.append(f"{job.id}: {job.status} with result files {job.result_files}")
     if named != Counter(evidence.results):
-        wrong.append(f"{len(evidence.results)} files of results for {len(named)} jobs")
+        wrong.append(f"{len(evidence.results)} files of results, of which jobs name {len(named)}")
     return wrong
 
 

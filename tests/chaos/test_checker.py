@@ -52,7 +52,7 @@ def job_row(**fields: Any) -> Job:
         "metadata": {"records": "8", "epochs": "1"},
         "lease_epoch": 2,
         "attempts": 1,
-        "result_file": "file-1",
+        "result_files": ["file-1"],
     }
     return Job(**(values | fields))
 
@@ -63,7 +63,18 @@ def event(message: str, level: str = "info") -> Event:
 
 def clean_run() -> Evidence:
     row = job_row()
-    adapter = Adapter("ft:x", "project", row.id, "toy", "jobs/job/e2/step-4", "m", 4, True, 0.0)
+    adapter = Adapter(
+        name="ft:x",
+        project_id="project",
+        job_id=row.id,
+        base_model="toy",
+        task="text-generation",
+        storage_prefix="jobs/job/e2/step-4",
+        manifest_sha256="m",
+        step=4,
+        is_final=True,
+        created_at=0.0,
+    )
     return Evidence(
         accepted=frozenset({row.id}),
         jobs={row.id: row},
@@ -127,9 +138,9 @@ def test_a_checkpoint_after_the_next_attempt_began_covers_nothing() -> None:
     ("changes", "expected"),
     [
         ({"published": []}, "succeeded with 0 final adapters"),
-        ({"jobs": {"job": job_row(result_file=None)}, "results": []}, "result file None"),
+        ({"jobs": {"job": job_row(result_files=None)}, "results": []}, "result files None"),
         ({"jobs": {"job": job_row(status=JobStatus.FAILED)}}, "failed with 1 final adapters"),
-        ({"results": ["file-1", "file-2"]}, "2 files of results for 1 jobs"),
+        ({"results": ["file-1", "file-2"]}, "2 files of results, of which jobs name 1"),
     ],
 )
 def test_a_result_too_many_or_too_few_is_seen(changes: dict[str, Any], expected: str) -> None:

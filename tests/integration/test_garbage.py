@@ -42,6 +42,7 @@ def name_adapter(database: Database, job: Job, prefix: str, name: str = "ft:one"
             project_id=job.project_id,
             job_id=job.id,
             base_model=BASE_MODEL,
+            task="text-generation",
             storage_prefix=f"{prefix}/adapter",
             manifest_sha256="0" * 64,
             step=1,

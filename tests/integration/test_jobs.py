@@ -123,7 +123,7 @@ def test_a_move_under_an_old_epoch_is_refused(database: Database) -> None:
         job = add_running_job(connection, project)
         with pytest.raises(LeaseLost):
             jobs.transition(
-                connection, job.id, JobStatus.SUCCEEDED, message="done", epoch=0, result_file="x"
+                connection, job.id, JobStatus.SUCCEEDED, message="done", epoch=0, result_files=["x"]
             )
         assert jobs.get(connection, project, job.id) == job
 
@@ -132,9 +132,14 @@ def test_a_move_under_the_present_epoch_writes_its_fields(database: Database) ->
     with database.write() as connection:
         job = add_running_job(connection, add_project(connection))
         moved = jobs.transition(
-            connection, job.id, JobStatus.SUCCEEDED, message="done", epoch=1, result_file="file-1"
+            connection,
+            job.id,
+            JobStatus.SUCCEEDED,
+            message="done",
+            epoch=1,
+            result_files=["file-1"],
         )
-    assert (moved.status, moved.result_file) == (JobStatus.SUCCEEDED, "file-1")
+    assert (moved.status, moved.result_files) == (JobStatus.SUCCEEDED, ["file-1"])
 
 
 def test_an_attempt_whose_job_was_cancelled_has_lost_its_lease(database: Database) -> None:

@@ -18,6 +18,8 @@ from app.services.sweeper import LOCK
 from tests.support.factories import add_file, add_job_in, add_project, add_running_job
 from tests.support.service import REPOSITORY, environment_of
 
+RESOLVED = '{"adapter": {"type": "lora", "options": {"r": 4}}, "method": "supervised"}'
+
 
 def table_names(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names()) - {"alembic_version"}
@@ -103,7 +105,7 @@ def test_a_paused_job_goes_on_where_nobody_can_resume_it(empty_database: Databas
         validated = add_job_in(connection, project, JobStatus.PAUSED)
         unvalidated = add_job_in(connection, project, JobStatus.PAUSED)
         connection.execute(
-            job_table.update().where(job_table.c.id == validated.id).values(spec="resolved")
+            job_table.update().where(job_table.c.id == validated.id).values(spec=RESOLVED)
         )
     downgrade(empty_database, "0001")
     upgrade(empty_database)

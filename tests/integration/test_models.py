@@ -22,6 +22,7 @@ def name(database: Database, job: Job, name: str, prefix: str, *, is_final: bool
             project_id=job.project_id,
             job_id=job.id,
             base_model=BASE_MODEL,
+            task="text-generation",
             storage_prefix=f"{prefix}/adapter",
             manifest_sha256="0" * 64,
             step=1,

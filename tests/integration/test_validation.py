@@ -8,7 +8,14 @@ from app.domain.job_spec import JobSpec
 from app.domain.job_state import JobStatus
 from app.resources import Resources
 from app.services.sweeper import Sweeper
-from tests.support.factories import BASE_MODEL, add_job, add_project, dataset, store_dataset
+from tests.support.factories import (
+    BASE_MODEL,
+    add_job,
+    add_project,
+    dataset,
+    extension,
+    store_dataset,
+)
 from tests.support.sweeping import new_job, now_is, received, told
 
 
@@ -40,6 +47,7 @@ def test_every_auto_value_is_told_with_its_reason(resources: Resources, sweeper:
         "n_epochs",
         "batch_size",
         "learning_rate_multiplier",
+        "holdout",
     ]
     assert all("(auto: " in line for line in story[2:])
 
@@ -55,7 +63,7 @@ def test_records_are_never_cut_beyond_the_models_context(
             connection,
             project,
             training_file=file.id,
-            extension={"adapter": {}, "training": training},
+            extension=extension(training=training),
         )
     sweeper.sweep()
     spec = JobSpec.from_json(now_is(resources, job).spec or "")

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.base_models import InstalledBaseModel
-from app.domain.job_spec import DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
 from worker.serving.answers import collect
 from worker.serving.base import end_token_ids
 from worker.serving.generation import GenerationRequest, Piece
 from worker.serving.loop import GenerationLoop, LoopLimits
 from worker.serving.vocabulary import Vocabulary
-from worker.training.manifest import BaseModelRef, write_origin
+from worker.training.manifest import BaseModelRef, write_origin_of_trunk
 from worker.trunk.device import DeviceProfile
 from worker.trunk.listing import write_listing
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
@@ -112,7 +112,7 @@ def write_trained(
         directory.mkdir(parents=True)
         save_adapter(directory, adapter, installed_base.name)
         spec = _job_spec(installed_base.id, adapter.spec)
-        write_origin(directory, spec=spec, base=base, trunk=trunk, profile=CPU, step=3)
+        write_origin_of_trunk(directory, 3, spec=spec, base=base, trunk=trunk, profile=CPU)
         write_listing(directory.parent)
 
     return write
@@ -128,7 +128,7 @@ def _job_spec(base_model: str, adapter: LoraSpec) -> JobSpec:
         start_from=None,
         seed=1,
         hyperparameters=Hyperparameters(1, 1, 1e-4, 128),
-        adapter=adapter,
+        adapter=AdapterSpec.of_lora(adapter),
     )
 
 

@@ -40,6 +40,18 @@ def add_file(connection: Connection, project_id: str, **overrides: Any) -> File:
     return files.add(connection, NewFile(**values | overrides))
 
 
+def extension(**overrides: Any) -> dict[str, Any]:
+    """Return what a job keeps of the request's `tunesmith` and method."""
+    values: dict[str, Any] = {
+        "task": "text-generation",
+        "method": {},
+        "adapter": {"type": "lora"},
+        "training": {},
+        "evaluation": {},
+    }
+    return values | overrides
+
+
 def add_job(connection: Connection, project_id: str, **overrides: Any) -> Job:
     """Add a job in `validating_files`."""
     job_id = new_id("ftjob-")
@@ -55,7 +67,7 @@ def add_job(connection: Connection, project_id: str, **overrides: Any) -> Job:
             "batch_size": "auto",
             "learning_rate_multiplier": "auto",
         },
-        "extension": {"adapter": {}, "training": {}},
+        "extension": extension(),
         "training_file": "file-training",
         "validation_file": None,
         "seed": 1,
@@ -105,6 +117,7 @@ def add_adapter(
         project_id=project_id,
         job_id=job.id,
         base_model=BASE_MODEL,
+        task="text-generation",
         storage_prefix=f"jobs/{job.id}/e1/step-1/adapter",
         manifest_sha256="0" * 64,
         step=1,

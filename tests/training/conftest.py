@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import shutil
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from app.domain.job_spec import DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
 from app.storage.local import LocalStorage
 from worker.training.bases import WarmBases
 from worker.training.commands import CommandQueue, Train
 from worker.training.manifest import BaseModelRef
-from worker.training.records import EncodedDataset, LineTally
+from worker.training.methods.supervised import Supervised
+from worker.training.records import DatasetBuilder, EncodedDataset
 from worker.training.run import run_job
+from worker.training.session import Session
+from worker.trunk.chat import EncodedRecord
 from worker.trunk.device import DeviceProfile
 from worker.trunk.lora import LoraAdapter, new_adapter
 from worker.trunk.trunk import Trunk
@@ -171,7 +173,7 @@ def job_spec(
         start_from=None,
         seed=7,
         hyperparameters=Hyperparameters(**(chosen | hyperparameters)),
-        adapter=adapter,
+        adapter=AdapterSpec.of_lora(adapter),
     )
 
 
@@ -189,16 +191,15 @@ def random_sequences(*lengths: int, seed: int = 0) -> list[list[int]]:
     return [torch.randint(5, 40_000, (n,), generator=generator).tolist() for n in lengths]
 
 
+def supervised_session(
+    spec: JobSpec, adapter: LoraAdapter, dataset: EncodedDataset, trunk: Trunk
+) -> Session:
+    return Session(spec, Supervised(spec), adapter, dataset, trunk.device)
+
+
 def dataset_of(*records: tuple[list[int], list[int]]) -> EncodedDataset:
     """Return a dataset of (token ids, loss weights)."""
-    offsets = array("q", [0])
-    for token_ids, _ in records:
-        offsets.append(offsets[-1] + len(token_ids))
-    return EncodedDataset(
-        torch.tensor([i for token_ids, _ in records for i in token_ids], dtype=torch.int32),
-        torch.tensor([w for _, weights in records for w in weights], dtype=torch.uint8),
-        offsets,
-        sum(sum(weights[1:]) for _, weights in records),
-        truncated=LineTally((), 0),
-        untrainable=LineTally((), 0),
-    )
+    builder = DatasetBuilder()
+    for line, (token_ids, weights) in enumerate(records, start=1):
+        builder.add(line, [EncodedRecord(token_ids, weights, False)])
+    return builder.build("training_file")

@@ -1,18 +1,15 @@
 """Training methods that fail in the ways a run must survive."""
 
 import torch
-from torch import Tensor
 
-from worker.training.losses.cross_entropy import TokenLosses
+from worker.training.methods import LabelRows, MethodLoss
 from worker.training.methods.supervised import Supervised
 
 
 class OutOfMemory(Supervised):
     """Runs out of memory as a CPU allocator tells it."""
 
-    def loss(
-        self, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor
-    ) -> TokenLosses:
+    def loss(self, rows: LabelRows, normaliser: float) -> MethodLoss:
         torch.empty(1 << 60, dtype=torch.uint8)
         raise AssertionError("an exabyte was there")
 
@@ -20,16 +17,13 @@ class OutOfMemory(Supervised):
 class Diverging(Supervised):
     """Its loss overflows."""
 
-    def loss(
-        self, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor
-    ) -> TokenLosses:
-        return super().loss(hidden, head_weight, targets, weights * float("inf"))
+    def loss(self, rows: LabelRows, normaliser: float) -> MethodLoss:
+        found = super().loss(rows, normaliser)
+        return MethodLoss(found.total * float("inf"), found.metrics)
 
 
 class Faulty(Supervised):
     """Has a defect."""
 
-    def loss(
-        self, hidden: Tensor, head_weight: Tensor, targets: Tensor, weights: Tensor
-    ) -> TokenLosses:
+    def loss(self, rows: LabelRows, normaliser: float) -> MethodLoss:
         raise ZeroDivisionError("a defect")

@@ -27,7 +27,6 @@ def directory(tiny_trunk: Trunk, tmp_path: Path) -> Path:
     ("field", "value"),
     [
         ("use_dora", True),
-        ("use_rslora", True),
         ("modules_to_save", ["lm_head"]),
         ("bias", "all"),
         ("peft_type", "IA3"),

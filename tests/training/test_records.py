@@ -2,7 +2,6 @@
 
 import io
 import json
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,13 +9,16 @@ import pytest
 from app.domain.errors import TrainingFailed
 from tests.training.conftest import SHORT_CHATS
 from worker.training.records import EncodedDataset, encode_dataset
-from worker.trunk.chat import encode_record
+from worker.trunk.chat import EncodedRecord, encode_record
 from worker.trunk.trunk import Trunk
 
 
 def encode(trunk: Trunk, *records: Any, max_length_tokens: int = 256) -> EncodedDataset:
     stream = io.BytesIO(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-    encode_one = partial(encode_record, trunk.tokenizer, max_length_tokens=max_length_tokens)
+
+    def encode_one(record: Any) -> list[EncodedRecord]:
+        return [encode_record(trunk.tokenizer, record, max_length_tokens)]
+
     return encode_dataset(stream, encode_one, "training_file")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.domain.errors import InvalidInput, StorageFull, TrainingFailed
-from app.domain.job_spec import JobSpec, LoraSpec
+from app.domain.job_spec import AdapterSpec, JobSpec, LoraSpec
 from app.storage.local import LocalStorage
 from tests.training.conftest import SHORT_CHATS, Attempt, RunAttempt, job_spec, put_records
 from worker.training.bases import WarmBases
@@ -230,7 +230,10 @@ def test_a_validation_file_is_named_when_it_is_at_fault(
 def test_a_target_that_the_base_model_lacks_is_refused(
     run_attempt: RunAttempt, spec: JobSpec
 ) -> None:
-    spec = replace(spec, adapter=LoraSpec(r=2, alpha=2, target_modules=("q_proj", "c_attn")))
+    spec = replace(
+        spec,
+        adapter=AdapterSpec.of_lora(LoraSpec(r=2, alpha=2, target_modules=("q_proj", "c_attn"))),
+    )
 
     with pytest.raises(InvalidInput, match="no linear layer named c_attn"):
         run_attempt(spec)

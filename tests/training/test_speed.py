@@ -17,10 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from app.domain.job_spec import DatasetRef, LoraSpec
-from tests.training.conftest import dataset_of, job_spec, random_sequences
+from tests.training.conftest import dataset_of, job_spec, random_sequences, supervised_session
 from worker.training.manifest import BaseModelRef
-from worker.training.methods.supervised import Supervised
-from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.trunk.lora import new_adapter
 from worker.trunk.trunk import Trunk
@@ -60,12 +58,11 @@ def test_a_packed_step_learns_more_tokens_a_second(trunk: Trunk, base: BaseModel
 
 def _packed_step(trunk: Trunk, sequences: list[list[int]]) -> None:
     records = [(ids, _weights(ids).tolist()) for ids in sequences]
-    session = Session(
+    session = supervised_session(
         job_spec(UNUSED, batch_size=BATCH_SIZE),
-        Supervised(),
         new_adapter(trunk.model, SPEC, seed=1),
         dataset_of(*records),
-        trunk.device,
+        trunk,
     )
     trunk.attach(session.name, session.adapter, session.generator)
     try:

@@ -5,8 +5,13 @@ import torch
 
 from app.domain.errors import TrainingFailed
 from app.domain.job_spec import DatasetRef, LoraSpec
-from tests.training.conftest import dataset_of, job_spec, random_adapter, random_sequences
-from worker.training.methods.supervised import Supervised
+from tests.training.conftest import (
+    dataset_of,
+    job_spec,
+    random_adapter,
+    random_sequences,
+    supervised_session,
+)
 from worker.training.session import BatchLoss, Session
 from worker.training.step import trunk_step
 from worker.trunk.lora import LoraAdapter
@@ -22,12 +27,11 @@ def new_session(trunk: Trunk, name: str, seed: int, rank: int) -> Session:
     adapter = random_adapter(trunk, spec, seed)
     sequences = random_sequences(20, 31, 7, 25, 16, seed=seed)
     dataset = dataset_of(*[(ids, [0] * 4 + [1] * (len(ids) - 4)) for ids in sequences])
-    return Session(
+    return supervised_session(
         job_spec(UNUSED, job_id=name, adapter=spec, batch_size=3, num_epochs=3, learning_rate=0.01),
-        Supervised(),
         adapter,
         dataset,
-        trunk.device,
+        trunk,
     )
 
 

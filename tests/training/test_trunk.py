@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import DatasetRef, LoraSpec
-from tests.training.conftest import dataset_of, job_spec, random_adapter, random_sequences
+from tests.training.conftest import (
+    dataset_of,
+    job_spec,
+    random_adapter,
+    random_sequences,
+    supervised_session,
+)
 from worker.training.manifest import BaseModelRef
-from worker.training.methods.supervised import Supervised
-from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.trunk.batch import SequenceRows, pack
 from worker.trunk.lora import LoraAdapter
@@ -129,7 +133,7 @@ def test_packed_gradients_equal_padded_gradients(
 ) -> None:
     dataset = dataset_of(*[(sequence, [1] * len(sequence)) for sequence in SEQUENCES])
     trained = LoraAdapter(adapter.spec, dict(adapter.weights))
-    session = Session(job_spec(UNUSED, batch_size=3), Supervised(), trained, dataset, trunk.device)
+    session = supervised_session(job_spec(UNUSED, batch_size=3), trained, dataset, trunk)
     trunk.attach(session.name, trained)
     try:
         (found,) = trunk_step(trunk, [session], token_budget)

@@ -1,4 +1,4 @@
-"""Checkpoints: a session on disk, complete enough that a resumed run equals an uninterrupted one.
+"""Checkpoints: a learner on disk, complete enough that a resumed run equals an uninterrupted one.
 
 A checkpoint is one directory, published all at once: `adapter/` (what is served), `state/` (what
 a resumed run needs beside it) and `files.json` (what both must hash to).
@@ -15,31 +15,29 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from app.domain.errors import InvalidInput, NotFound, StorageFull, TrainingFailed
 from app.domain.job_spec import JobSpec
 from app.storage.port import Storage
+from worker.training.learner import Learner, StateTensors
 from worker.training.metrics import MetricsLog
-from worker.training.session import Session
 from worker.trunk.listing import Damaged, verify_listing, write_listing
-from worker.trunk.lora import LoraAdapter
-from worker.trunk.peft_format import load_adapter, save_adapter
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ADAPTER_DIRECTORY = "adapter"
 
 _STATE_DIRECTORY = "state"
-_OPTIMIZER_NAME, _RNG_NAME, _STATE_NAME = "optimizer.safetensors", "rng.safetensors", "state.json"
+_STATE_NAME = "state.json"
+_TENSORS = ".safetensors"
 
 
-class SessionState(msgspec.Struct, frozen=True):
-    """The part of a session that is neither a tensor nor follows from its spec.
+class LearnerState(msgspec.Struct, frozen=True):
+    """The part of a learner that is neither a tensor nor follows from its spec.
 
     Attributes:
         epoch: passes over the data that are complete.
         position: batches of the next pass that were taken.
-        spec_sha256: of the spec that the session ran under.
+        spec_sha256: of the spec that it ran under.
     """
 
     format_version: int
@@ -66,29 +64,30 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedSession:
-    """What was read from a checkpoint that is whole."""
+class SavedLearner:
+    """What was read from a checkpoint that is whole.
+
+    Attributes:
+        adapter: the directory of what is served.
+        tensors: as `Learner.state_tensors` gave them.
+    """
 
     checkpoint: Checkpoint
-    state: SessionState
-    adapter: LoraAdapter
-    optimizer: dict[str, Tensor]
-    rng: dict[str, Tensor]
+    state: LearnerState
+    adapter: Path
+    tensors: StateTensors
 
 
 def write_checkpoint(
     storage: Storage,
     prefix: str,
-    session: Session,
+    learner: Learner,
     spec: JobSpec,
-    base_model_name: str,
-    write_origin: Callable[[Path], None],
     before_publish: Callable[[], None],
 ) -> Checkpoint:
-    """Write a session and publish it under a prefix.
+    """Write a learner and publish it under a prefix.
 
     Args:
-        write_origin: adds to the adapter's directory what it was trained with.
         before_publish: called when everything is written; may end the process.
 
     Raises:
@@ -99,18 +98,17 @@ def write_checkpoint(
         try:
             adapter_directory = directory / ADAPTER_DIRECTORY
             adapter_directory.mkdir()
-            save_adapter(adapter_directory, session.adapter, base_model_name)
-            write_origin(adapter_directory)
-            _write_state(directory / _STATE_DIRECTORY, session, spec)
+            learner.save_adapter(adapter_directory)
+            _write_state(directory / _STATE_DIRECTORY, learner, spec)
             digest = write_listing(directory)
             before_publish()
             storage.publish(prefix, directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
-    return Checkpoint(session.step, prefix, digest)
+    return Checkpoint(learner.step, prefix, digest)
 
 
-def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedSession:
+def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedLearner:
     """Read a checkpoint after comparing every byte of it with its list of files.
 
     Raises:
@@ -120,13 +118,15 @@ def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedSessio
         directory = storage.directory(prefix)
         digest = verify_listing(directory)
         state_directory = directory / _STATE_DIRECTORY
-        state = msgspec.json.decode((state_directory / _STATE_NAME).read_bytes(), type=SessionState)
-        saved = SavedSession(
+        state = msgspec.json.decode((state_directory / _STATE_NAME).read_bytes(), type=LearnerState)
+        saved = SavedLearner(
             checkpoint=Checkpoint(state.step, prefix, digest),
             state=state,
-            adapter=load_adapter(directory / ADAPTER_DIRECTORY),
-            optimizer=load_file(state_directory / _OPTIMIZER_NAME),
-            rng=load_file(state_directory / _RNG_NAME),
+            adapter=directory / ADAPTER_DIRECTORY,
+            tensors={
+                path.name.removesuffix(_TENSORS): load_file(path)
+                for path in sorted(state_directory.glob(f"*{_TENSORS}"))
+            },
         )
     except (Damaged, NotFound, InvalidInput, SafetensorError, msgspec.DecodeError) as error:
         raise _corrupt(str(error)) from error
@@ -135,12 +135,11 @@ def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedSessio
     return saved
 
 
-def read_start(storage: Storage, storage_prefix: str) -> LoraAdapter:
-    """Read the adapter that a run starts from, after comparing it with its list of files.
+def locate_start(storage: Storage, storage_prefix: str) -> Path:
+    """Return the directory of the adapter to start from, after comparing it with its list of files.
 
     Raises:
         TrainingFailed: it is damaged or gone (`start_damaged`).
-        InvalidInput: it is not an adapter.
     """
     try:
         directory = storage.directory(storage_prefix)
@@ -148,32 +147,38 @@ def read_start(storage: Storage, storage_prefix: str) -> LoraAdapter:
     except (Damaged, NotFound) as error:
         message = f"the model to start from is damaged: {error}"
         raise TrainingFailed(message, code="start_damaged", param="model") from error
-    return load_adapter(directory)
+    return directory
 
 
-def restore(session: Session, saved: SavedSession) -> None:
-    """Put a new session, made with the saved adapter, where the saved one was."""
-    session.step = saved.state.step
-    session.trained_tokens = saved.state.trained_tokens
-    session.log = saved.state.log
-    session.optimizer.load_state_tensors(saved.optimizer)
-    session.generator.set_state(saved.rng["dropout"])
+def restore(learner: Learner, saved: SavedLearner) -> None:
+    """Put a new learner where the saved one was.
+
+    Raises:
+        TrainingFailed: the checkpoint does not hold what the learner needs.
+    """
+    learner.step = saved.state.step
+    learner.trained_tokens = saved.state.trained_tokens
+    learner.log = saved.state.log
+    try:
+        learner.load_state(saved.adapter, saved.tensors)
+    except (InvalidInput, KeyError, RuntimeError) as error:
+        raise _corrupt(str(error)) from error
 
 
-def _write_state(directory: Path, session: Session, spec: JobSpec) -> None:
+def _write_state(directory: Path, learner: Learner, spec: JobSpec) -> None:
     directory.mkdir()
-    optimizer = {name: t.detach().cpu() for name, t in session.optimizer.state_tensors().items()}
-    save_file(optimizer, directory / _OPTIMIZER_NAME)
-    save_file({"dropout": session.generator.get_state()}, directory / _RNG_NAME)
-    epoch, position = divmod(session.step, session.steps_per_epoch)
-    state = SessionState(
+    for group, tensors in learner.state_tensors().items():
+        on_cpu = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+        save_file(on_cpu, directory / f"{group}{_TENSORS}")
+    epoch, position = divmod(learner.step, learner.steps_per_epoch)
+    state = LearnerState(
         format_version=FORMAT_VERSION,
         spec_sha256=_spec_sha256(spec),
-        step=session.step,
+        step=learner.step,
         epoch=epoch,
         position=position,
-        trained_tokens=session.trained_tokens,
-        log=session.log,
+        trained_tokens=learner.trained_tokens,
+        log=learner.log,
     )
     # Floats are written as their shortest decimal form that reads back as the same number.
     (directory / _STATE_NAME).write_bytes(msgspec.json.encode(state))

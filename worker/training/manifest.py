@@ -35,14 +35,14 @@ class BaseModelRef(msgspec.Struct, frozen=True):
     name_or_path: str
 
 
-def write_origin(
+def write_origin_of_trunk(
     directory: Path,
+    step: int,
     *,
     spec: JobSpec,
     base: BaseModelRef,
     trunk: Trunk,
     profile: DeviceProfile,
-    step: int,
 ) -> None:
     """Put the tokenizer, the chat template and `manifest.json` beside an adapter.
 

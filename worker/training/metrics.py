@@ -5,27 +5,39 @@ import io
 
 import msgspec
 
+MEAN_TOKEN_ACCURACY = "mean_token_accuracy"
+
 
 class StepMetrics(msgspec.Struct, frozen=True):
     """One optimizer step.
 
     Attributes:
         step: counted from 1.
-        train_loss: mean negative log-likelihood of the batch's learnt tokens, in nats.
-        train_mean_token_accuracy: share of them that were the most likely token.
+        train_loss: of the batch.
+        metrics: what else the method measured, as means over the batch.
     """
 
     step: int
     train_loss: float
-    train_mean_token_accuracy: float
+    metrics: dict[str, float] = {}
+
+    def as_fields(self) -> dict[str, float]:
+        """Return the numbers under the names that they are told by."""
+        named = {f"train_{name}": value for name, value in self.metrics.items()}
+        return {"step": self.step, "train_loss": self.train_loss, **named}
 
 
 class ValidationMetrics(msgspec.Struct, frozen=True):
-    """The whole validation file after a step; step 0 is before training."""
+    """The whole held-out data after a step; step 0 is before training."""
 
     step: int
     valid_loss: float
-    valid_mean_token_accuracy: float
+    metrics: dict[str, float] = {}
+
+    def as_fields(self) -> dict[str, float]:
+        """Return the numbers under the names that they are told by."""
+        named = {f"valid_{name}": value for name, value in self.metrics.items()}
+        return {"step": self.step, "valid_loss": self.valid_loss, **named}
 
 
 class MetricsLog(msgspec.Struct):
@@ -41,24 +53,34 @@ class MetricsLog(msgspec.Struct):
         """Return what was measured at a step, in the words of OpenAI's checkpoint object."""
         measured: dict[str, float] = {"step": step}
         if self.steps and self.steps[-1].step == step:
-            measured |= msgspec.structs.asdict(self.steps[-1])
+            measured |= self.steps[-1].as_fields()
         if self.validations and self.validations[-1].step == step:
-            full = msgspec.structs.asdict(self.validations[-1])
+            full = self.validations[-1].as_fields()
             measured |= full | {f"full_{key}": full[key] for key in full if key != "step"}
         return measured
 
     def to_csv(self) -> str:
-        """Return one line a step; validation columns are empty where none was due."""
-        validations = {
-            entry.step: [entry.valid_loss, entry.valid_mean_token_accuracy]
-            for entry in self.validations
-        }
+        """Return one line a step; validation columns are empty where none was due.
+
+        The first columns are OpenAI's; what else was measured follows.
+        """
+        validations = {entry.step: entry.as_fields() for entry in self.validations}
+        rows = [entry.as_fields() | validations.get(entry.step, {}) for entry in self.steps]
+        names = {name: None for row in rows for name in row}
+        columns = [*_CSV_COLUMNS, *(name for name in names if name not in _CSV_COLUMNS.values())]
         text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(
-            ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
-        )
-        for entry in self.steps:
-            trained = [entry.step, entry.train_loss, entry.train_mean_token_accuracy]
-            rows.writerow(trained + validations.get(entry.step, ["", ""]))
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([row.get(_CSV_COLUMNS.get(name, name), "") for name in columns])
         return text.getvalue()
+
+
+# OpenAI's columns, and the numbers that stand in them.
+_CSV_COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": f"train_{MEAN_TOKEN_ACCURACY}",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": f"valid_{MEAN_TOKEN_ACCURACY}",
+}

@@ -1,9 +1,9 @@
 """A dataset as tokens: encoded once, held compactly, with what was cut or left out counted."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,84 +25,132 @@ class LineTally:
 
 @dataclass(frozen=True, slots=True)
 class EncodedDataset:
-    """All trainable records of a dataset, one after another.
+    """All trainable records of a dataset as token sequences, one after another.
+
+    A record is one sequence, or several that a method needs together: an answer that is preferred
+    and one that is not.
 
     Attributes:
         token_ids: [tokens] int32.
         loss_weights: [tokens] uint8, 1 for a token that is learnt.
-        offsets: where each record starts, and the end of the last: records + 1 numbers.
+        offsets: where each sequence starts, and the end of the last: sequences + 1 numbers.
+        starts: the first sequence of each record, and their number: records + 1 numbers.
+        scores: what the method knows of each sequence: 1 where it is wanted, 0 where it is not.
+        lines: line of each record in its file.
         trainable_tokens: tokens that carry loss.
         truncated: records that were cut to the maximal length.
-        untrainable: records left out, because no token of theirs would carry loss.
+        untrainable: records left out, because a sequence of theirs has no token that carries loss.
     """
 
     token_ids: Tensor
     loss_weights: Tensor
     offsets: "array[int]"
+    starts: "array[int]"
+    scores: "array[float]"
+    lines: "array[int]"
     trainable_tokens: int
     truncated: LineTally
     untrainable: LineTally
 
     @property
     def num_records(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts) - 1
 
     @property
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
 
+    def description(self) -> dict[str, Any]:
+        """Return what the dataset holds, for the `prepared` message."""
+        return {
+            "records": self.num_records,
+            "tokens": self.num_tokens,
+            "trainable_tokens": self.trainable_tokens,
+            "truncated_lines": self.truncated.first,
+            "truncated_count": self.truncated.count,
+            "untrainable_lines": self.untrainable.first,
+            "untrainable_count": self.untrainable.count,
+        }
+
     def length(self, record: int) -> int:
         """Return the number of a record's tokens."""
-        return self.offsets[record + 1] - self.offsets[record]
+        return self.offsets[self.starts[record + 1]] - self.offsets[self.starts[record]]
 
-    def tokens(self, record: int) -> tuple[Tensor, Tensor]:
-        """Return a record's token ids [tokens] int32 and loss weights [tokens] uint8, as views."""
-        rows = slice(self.offsets[record], self.offsets[record + 1])
+    def sequences(self, record: int) -> range:
+        """Return the numbers of a record's sequences."""
+        return range(self.starts[record], self.starts[record + 1])
+
+    def tokens(self, sequence: int) -> tuple[Tensor, Tensor]:
+        """Return token ids [tokens] int32 and loss weights [tokens] uint8 of a sequence, as views."""
+        rows = slice(self.offsets[sequence], self.offsets[sequence + 1])
         return self.token_ids[rows], self.loss_weights[rows]
 
 
+class DatasetBuilder:
+    """Collects encoded records into a dataset."""
+
+    def __init__(self) -> None:
+        self._token_ids, self._loss_weights = array("i"), array("B")
+        self._offsets, self._starts = array("q", [0]), array("q", [0])
+        self._scores, self._lines = array("d"), array("q")
+        self._truncated, self._untrainable = array("q"), array("q")
+        self._trainable_tokens = 0
+
+    def add(self, line: int, sequences: Sequence[EncodedRecord]) -> None:
+        """Add the sequences of the record on a line."""
+        if any(one.truncated for one in sequences):
+            self._truncated.append(line)
+        if not sequences or any(one.trainable_tokens == 0 for one in sequences):
+            self._untrainable.append(line)
+            return
+        for one in sequences:
+            self._trainable_tokens += one.trainable_tokens
+            self._token_ids.extend(one.input_ids)
+            self._loss_weights.extend(one.loss_weights)
+            self._offsets.append(len(self._token_ids))
+            self._scores.append(one.score)
+        self._starts.append(len(self._scores))
+        self._lines.append(line)
+
+    def build(self, param: str) -> EncodedDataset:
+        """Return the dataset. Raises: TrainingFailed, if there is nothing to learn."""
+        if not self._lines:
+            raise _invalid(_nothing_to_learn(self._untrainable, self._truncated), param)
+        return EncodedDataset(
+            token_ids=torch.frombuffer(self._token_ids, dtype=torch.int32),
+            loss_weights=torch.frombuffer(self._loss_weights, dtype=torch.uint8),
+            offsets=self._offsets,
+            starts=self._starts,
+            scores=self._scores,
+            lines=self._lines,
+            trainable_tokens=self._trainable_tokens,
+            truncated=_tally(self._truncated),
+            untrainable=_tally(self._untrainable),
+        )
+
+
 def encode_dataset(
-    stream: BinaryIO, encode: Callable[[Record], EncodedRecord], param: str
+    stream: BinaryIO, encode: Callable[[Record], Sequence[EncodedRecord]], param: str
 ) -> EncodedDataset:
     """Read and encode a dataset.
 
     Args:
-        stream: JSON lines.
+        stream: a dataset in any format.
         encode: a method's encoding of one record.
         param: what the dataset is called in messages: `training_file`.
 
     Raises:
         TrainingFailed: a record cannot be encoded, or none has a token that carries loss.
     """
-    token_ids, loss_weights, offsets = array("i"), array("B"), array("q", [0])
-    truncated, untrainable = array("q"), array("q")
-    trainable_tokens = 0
+    builder = DatasetBuilder()
     line = 0
     try:
         for line, record in read_records(stream):
-            encoded = encode(record)
-            if encoded.truncated:
-                truncated.append(line)
-            if encoded.trainable_tokens == 0:
-                untrainable.append(line)
-                continue
-            trainable_tokens += encoded.trainable_tokens
-            token_ids.extend(encoded.input_ids)
-            loss_weights.extend(encoded.loss_weights)
-            offsets.append(len(token_ids))
+            builder.add(line, encode(record))
     except InvalidInput as error:
         where = "" if error.message.startswith("line ") else f"line {line}: "
         raise _invalid(where + error.message, param) from error
-    if len(offsets) == 1:
-        raise _invalid(_nothing_to_learn(untrainable, truncated), param)
-    return EncodedDataset(
-        token_ids=torch.frombuffer(token_ids, dtype=torch.int32),
-        loss_weights=torch.frombuffer(loss_weights, dtype=torch.uint8),
-        offsets=offsets,
-        trainable_tokens=trainable_tokens,
-        truncated=_tally(truncated),
-        untrainable=_tally(untrainable),
-    )
+    return builder.build(param)
 
 
 def _nothing_to_learn(untrainable: "array[int]", truncated: "array[int]") -> str:

@@ -3,7 +3,6 @@
 import math
 import time
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +12,8 @@ from worker.training.bases import WarmBases
 from worker.training.checkpoints import Checkpoint, write_checkpoint
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
-from worker.training.manifest import write_origin
 from worker.training.prepare import Prepared, prepare
-from worker.training.step import trunk_step
 from worker.training.step_log import StepLog
-from worker.training.validation import validate
-from worker.trunk.device import DeviceProfile
 
 
 class Send(Protocol):
@@ -51,29 +46,17 @@ def run_job(
             StepLog(_path(command.step_log), command.spec.job_id, command.epoch)
         )
         storage = open_storage(command.storage_url)
-        prepared = prepare(command, bases, storage)
-        session, trunk = prepared.session, prepared.trunk
-        stack.callback(trunk.detach, session.name)
-        trunk.attach(session.name, session.adapter, session.generator)
+        prepared = prepare(command, bases, storage, token_budget)
+        stack.callback(prepared.learner.close)
         send("prepared", **prepared.as_message())
-        _Run(
-            command,
-            prepared,
-            storage,
-            deadline,
-            step_log,
-            commands,
-            send,
-            token_budget,
-            bases.profile,
-        ).train()
+        _Run(command, prepared, storage, deadline, step_log, commands, send).train()
 
 
 class _Run:
-    """The loop of one session.
+    """The loop of one learner.
 
     At every step boundary, in this order: validation if it is due, a checkpoint if one is due,
-    then the end if the session is finished or was told to end, then the next step.
+    then the end if the learner is finished or was told to end, then the next step.
     """
 
     def __init__(
@@ -85,26 +68,21 @@ class _Run:
         step_log: StepLog,
         commands: CommandQueue,
         send: Send,
-        token_budget: int,
-        profile: DeviceProfile,
     ) -> None:
         self._command = command
-        self._trunk, self._session = prepared.trunk, prepared.session
-        self._validation = prepared.validation
+        self._learner = prepared.learner
         self._storage = storage
         self._deadline = deadline
         self._step_log = step_log
         self._commands = commands
         self._send = send
-        self._token_budget = token_budget
-        self._profile = profile
         self._ending: Stop | Abandon | None = None
         self._checkpoint = prepared.resumed
         self._checkpointed_at = time.monotonic()
         # A checkpoint of an epoch's end is written after its validation: without the one, the
         # other is due as well.
         is_complete = prepared.resumed is not None and not self._is_validation_due()
-        self._last_epoch_end = self._session.step if is_complete else 0
+        self._last_epoch_end = self._learner.step if is_complete else 0
 
     def train(self) -> None:
         """Take steps until the run is over."""
@@ -112,63 +90,53 @@ class _Run:
             self._take_step()
 
     def _is_over_at_boundary(self) -> bool:
-        session = self._session
+        learner = self._learner
         if isinstance(self._find_ending(), Abandon):
             return self._end()
         if self._is_validation_due() and not self._validate():
             return self._end()
-        if session.is_epoch_end and self._last_epoch_end != session.step:
+        if self._is_epoch_end and self._last_epoch_end != learner.step:
             self._write_checkpoint(is_epoch_end=True)
-            self._last_epoch_end = session.step
+            self._last_epoch_end = learner.step
         elif self._is_checkpoint_due():
             self._write_checkpoint(is_epoch_end=False)
-        if session.step == session.total_steps:
+        if learner.step == learner.total_steps:
             return self._finish()
         return self._find_ending() is not None and self._end()
 
     def _take_step(self) -> None:
         self._deadline.enforce()
-        session = self._session
-        self._step_log.write("begin", session.step + 1)
+        learner = self._learner
+        self._step_log.write("begin", learner.step + 1)
         started = time.perf_counter()
-        learning_rate = session.learning_rate
-        tokens_before = session.trained_tokens
-        (found,) = trunk_step(self._trunk, [session], self._token_budget)
-        # Whatever held the step up, it counts only if the lease still stands.
-        self._deadline.enforce()
-        grad_norm = session.update(found)
-        self._step_log.write("end", session.step)
+        learning_rate = learner.learning_rate
+        # Whatever holds the step up, it counts only if the lease still stands.
+        found = learner.take_step(self._deadline.enforce)
+        self._step_log.write("end", learner.step)
         seconds = time.perf_counter() - started
         self._send(
             "step",
-            step=session.step,
-            total_steps=session.total_steps,
-            epoch_of_data=session.step / session.steps_per_epoch,
+            step=learner.step,
+            total_steps=learner.total_steps,
+            epoch_of_data=learner.step / learner.steps_per_epoch,
             train_loss=found.loss,
-            train_mean_token_accuracy=found.accuracy,
+            **{f"train_{name}": value for name, value in found.metrics.items()},
             learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            trained_tokens=session.trained_tokens,
-            tokens_per_second=(session.trained_tokens - tokens_before) / seconds,
+            grad_norm=found.grad_norm,
+            trained_tokens=learner.trained_tokens,
+            tokens_per_second=found.num_tokens / seconds,
             seconds=seconds,
         )
 
     def _is_validation_due(self) -> bool:
-        session = self._session
-        is_boundary = session.step == 0 or session.is_epoch_end
-        has_file = self._validation is not None
-        return has_file and is_boundary and not session.log.has_validation(session.step)
+        learner = self._learner
+        is_boundary = learner.step % learner.steps_per_epoch == 0
+        is_measured = learner.log.has_validation(learner.step)
+        return learner.has_heldout and is_boundary and not is_measured
 
     def _validate(self) -> bool:
-        """Measure the validation file; False when a command came in between."""
-        assert self._validation is not None
-        measured = validate(
-            self._trunk,
-            self._session,
-            self._validation,
-            self._token_budget,
-            lambda: self._find_ending() is not None,
-        )
+        """Measure the held-out data; False when a command came in between."""
+        measured = self._learner.validate(lambda: self._find_ending() is not None)
         if measured is None:
             return False
         if not math.isfinite(measured.valid_loss):
@@ -177,53 +145,40 @@ class _Run:
                 code="non_finite_loss",
                 param="learning_rate_multiplier",
             )
-        self._session.log.validations.append(measured)
-        self._send(
-            "validation",
-            step=measured.step,
-            valid_loss=measured.valid_loss,
-            valid_mean_token_accuracy=measured.valid_mean_token_accuracy,
-        )
+        self._learner.log.validations.append(measured)
+        self._send("validation", **measured.as_fields())
         return True
+
+    @property
+    def _is_epoch_end(self) -> bool:
+        return self._learner.step > 0 and self._learner.step % self._learner.steps_per_epoch == 0
 
     def _is_checkpoint_due(self) -> bool:
         elapsed_seconds = time.monotonic() - self._checkpointed_at
-        is_new = self._session.step > (self._checkpoint.step if self._checkpoint else 0)
+        is_new = self._learner.step > (self._checkpoint.step if self._checkpoint else 0)
         return is_new and elapsed_seconds >= self._command.checkpoint_interval_seconds
 
     def _write_checkpoint(self, *, is_epoch_end: bool) -> None:
-        session = self._session
+        learner = self._learner
         self._checkpoint = self._save()
         self._checkpointed_at = time.monotonic()
         self._send(
             "checkpoint",
-            step=session.step,
+            step=learner.step,
             prefix=self._checkpoint.prefix,
             manifest_sha256=self._checkpoint.manifest_sha256,
             epoch_end=is_epoch_end,
-            trained_tokens=session.trained_tokens,
-            metrics=session.log.at_checkpoint(session.step),
+            trained_tokens=learner.trained_tokens,
+            metrics=learner.log.at_checkpoint(learner.step),
         )
 
     def _save(self) -> Checkpoint:
-        session, command = self._session, self._command
+        step = self._learner.step
+        prefix = f"{self._command.checkpoint_prefix}/step-{step}"
         checkpoint = write_checkpoint(
-            self._storage,
-            f"{command.checkpoint_prefix}/step-{session.step}",
-            session,
-            command.spec,
-            command.base.name_or_path,
-            write_origin=partial(
-                write_origin,
-                spec=command.spec,
-                base=command.base,
-                trunk=self._trunk,
-                profile=self._profile,
-                step=session.step,
-            ),
-            before_publish=self._deadline.enforce,
+            self._storage, prefix, self._learner, self._command.spec, self._deadline.enforce
         )
-        self._step_log.write("checkpoint", session.step)
+        self._step_log.write("checkpoint", step)
         return checkpoint
 
     def _finish(self) -> bool:
@@ -234,8 +189,10 @@ class _Run:
             step=checkpoint.step,
             prefix=checkpoint.prefix,
             manifest_sha256=checkpoint.manifest_sha256,
-            trained_tokens=self._session.trained_tokens,
-            metrics_csv=self._session.log.to_csv(),
+            trained_tokens=self._learner.trained_tokens,
+            metrics_csv=self._learner.log.to_csv(),
+            results={},
+            report=None,
         )
         return True
 
@@ -246,7 +203,7 @@ class _Run:
 
     def _end(self) -> bool:
         """Answer the command that ends the run; True, for the run is over."""
-        step = self._session.step
+        step = self._learner.step
         is_kept = isinstance(self._ending, Stop)
         if is_kept and step > 0 and (self._checkpoint is None or self._checkpoint.step != step):
             self._checkpoint = self._save()

@@ -1,12 +1,15 @@
 """One job in training: its adapter, optimizer, schedule, place in the data, randomness, metrics."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from app.domain.errors import TrainingFailed
-from app.domain.job_spec import JobSpec
+from app.domain.job_spec import Hyperparameters, JobSpec
 from worker.training.batches import MicroBatch, derived_seed, epoch_order, micro_batches
 from worker.training.methods import Method
 from worker.training.metrics import MetricsLog, StepMetrics
@@ -22,14 +25,27 @@ class BatchLoss:
     """What a session's batch came to.
 
     Attributes:
-        loss: mean negative log-likelihood of the learnt tokens, in nats.
-        accuracy: share of them that were the most likely token.
+        loss: of its method.
+        metrics: what else the method measured, as means over the batch.
         num_tokens: of all its records, prompts included.
     """
 
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
     num_tokens: int
+
+
+class Optimizer(Protocol):
+    """Updates the weights of a run from their accumulated gradients."""
+
+    def step(self, learning_rate: float, max_grad_norm: float) -> float:
+        """Update, clear the gradients, return their norm; nothing changes if it is not finite."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return what `load_state_tensors` needs."""
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from a saved state."""
 
 
 class Session:
@@ -44,15 +60,22 @@ class Session:
         trained_tokens: tokens of all records seen so far, prompts included.
         log: what was measured.
         generator: source of its dropout.
+
+    Args:
+        records: those of the dataset that are trained on; None: all of them.
+        optimizer: of the weights that are trained, where they are not those of `adapter`.
     """
 
     def __init__(
         self,
         spec: JobSpec,
         method: Method,
-        adapter: LoraAdapter,
+        adapter: LoraAdapter | None,
         dataset: EncodedDataset,
         device: torch.device,
+        *,
+        records: Sequence[int] | None = None,
+        optimizer: Optimizer | None = None,
     ) -> None:
         self.name = spec.job_id
         self.method = method
@@ -63,14 +86,15 @@ class Session:
         self.log = MetricsLog()
         self._hyperparameters = spec.hyperparameters
         self._seed = spec.seed
-        self.optimizer = AdapterOptimizer(adapter, spec.hyperparameters.weight_decay)
+        self._records = range(dataset.num_records) if records is None else records
+        self.optimizer = optimizer or _optimizer_of(adapter, spec.hyperparameters)
         self.generator = torch.Generator(device)
         self.generator.manual_seed(derived_seed(spec.seed, "dropout"))
         self._order: tuple[int, list[int]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.dataset.num_records / self._hyperparameters.batch_size)
+        return math.ceil(len(self._records) / self._hyperparameters.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -93,9 +117,10 @@ class Session:
         """Return the micro-batches of the next step; they depend on nothing but the session."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.dataset.num_records, self._seed, epoch)
+            self._order = epoch, epoch_order(len(self._records), self._seed, epoch)
         size = self._hyperparameters.batch_size
-        records = self._order[1][position * size : (position + 1) * size]
+        places = self._order[1][position * size : (position + 1) * size]
+        records = [self._records[place] for place in places]
         return list(micro_batches(self.dataset, records, token_budget))
 
     def update(self, found: BatchLoss) -> float:
@@ -106,22 +131,29 @@ class Session:
         """
         learning_rate = self.learning_rate
         if not math.isfinite(found.loss):
-            raise self._non_finite("loss", learning_rate)
+            raise non_finite("loss", self.step + 1, learning_rate)
         grad_norm = self.optimizer.step(learning_rate, self._hyperparameters.max_grad_norm)
         if not math.isfinite(grad_norm):
-            raise self._non_finite("gradient", learning_rate)
+            raise non_finite("gradient", self.step + 1, learning_rate)
         self.step += 1
         self.trained_tokens += found.num_tokens
-        self.log.steps.append(StepMetrics(self.step, found.loss, found.accuracy))
+        self.log.steps.append(StepMetrics(self.step, found.loss, found.metrics))
         return grad_norm
 
-    def _non_finite(self, what: str, learning_rate: float) -> TrainingFailed:
-        return TrainingFailed(
-            f"the {what} of step {self.step + 1} is not finite, at a learning rate of "
-            f"{learning_rate:.3g}; a lower learning_rate_multiplier usually helps",
-            code="non_finite_loss",
-            param="learning_rate_multiplier",
-        )
+
+def non_finite(what: str, step: int, learning_rate: float) -> TrainingFailed:
+    """Return the error of a step whose numbers overflowed."""
+    return TrainingFailed(
+        f"the {what} of step {step} is not finite, at a learning rate of "
+        f"{learning_rate:.3g}; a lower learning_rate_multiplier usually helps",
+        code="non_finite_loss",
+        param="learning_rate_multiplier",
+    )
+
+
+def _optimizer_of(adapter: LoraAdapter | None, chosen: Hyperparameters) -> Optimizer:
+    assert adapter is not None
+    return AdapterOptimizer(adapter, chosen.weight_decay)
 
 
 def starting_adapter(trunk: Trunk, spec: JobSpec, start_from: LoraAdapter | None) -> LoraAdapter:
@@ -129,10 +161,12 @@ def starting_adapter(trunk: Trunk, spec: JobSpec, start_from: LoraAdapter | None
 
     An adapter that is continued keeps its own rank, scaling and targets.
     """
+    shape = spec.adapter.plain_lora()
+    assert shape is not None
     if start_from is None:
-        return new_adapter(trunk.model, spec.adapter, derived_seed(spec.seed, "adapter"))
+        return new_adapter(trunk.model, shape, derived_seed(spec.seed, "adapter"))
     weights = {
         path: LoraPair(pair.a.to(trunk.device), pair.b.to(trunk.device))
         for path, pair in start_from.weights.items()
     }
-    return LoraAdapter(replace(start_from.spec, dropout=spec.adapter.dropout), weights)
+    return LoraAdapter(replace(start_from.spec, dropout=shape.dropout), weights)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
-from app.domain.datasets import ChatRecord, CompletionRecord, Record, as_template_messages
+from app.domain.datasets import ChatRecord, CompletionRecord, as_template_messages
 from worker.trunk.conversation import Conversation, Messages, Tools
 
 
@@ -23,11 +23,14 @@ class EncodedRecord:
         input_ids: prompt and answer.
         loss_weights: 1 for a token that is learnt, else 0; as many as there are tokens.
         truncated: the record was longer than allowed and was cut at the end.
+        score: 1 for what is to be learnt; a method that learns from answers which are not wanted
+            gives those 0.
     """
 
     input_ids: list[int]
     loss_weights: list[int]
     truncated: bool
+    score: float = 1.0
 
     @property
     def trainable_tokens(self) -> int:
@@ -68,7 +71,9 @@ def encode_completion_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) ->
 
 
 def encode_record(
-    tokenizer: PreTrainedTokenizerBase, record: Record, max_length_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    record: ChatRecord | CompletionRecord,
+    max_length_tokens: int,
 ) -> EncodedRecord:
     """Return a record's tokens, and which of them are learnt.
 
@@ -88,6 +93,25 @@ def encode_record(
         loss_weights=weights[:max_length_tokens],
         truncated=len(token_ids) > max_length_tokens,
     )
+
+
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length_tokens: int
+) -> list[EncodedRecord]:
+    """Return a raw text in pieces of at most the maximal length, every token of them learnt.
+
+    The first piece begins as the tokenizer begins a text, the last one ends with its end-of-text
+    token.
+    """
+    token_ids = encode_completion_prompt(tokenizer, text)
+    if isinstance(tokenizer.eos_token_id, int):
+        token_ids.append(tokenizer.eos_token_id)
+    pieces = [
+        token_ids[start : start + max_length_tokens]
+        for start in range(0, len(token_ids), max_length_tokens)
+    ]
+    # A piece of one token predicts nothing.
+    return [EncodedRecord(piece, [1] * len(piece), False) for piece in pieces if len(piece) > 1]
 
 
 def _encode_completion(

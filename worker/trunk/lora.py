@@ -39,7 +39,7 @@ class LoraAdapter:
 
     @property
     def scaling(self) -> float:
-        return self.spec.alpha / self.spec.r
+        return self.spec.scaling
 
 
 def new_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> LoraAdapter:

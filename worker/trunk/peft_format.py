@@ -28,7 +28,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "use_dora": (False, None),
-    "use_rslora": (False, None),
     "fan_in_fan_out": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
@@ -61,7 +60,7 @@ def save_adapter(directory: Path, adapter: LoraAdapter, base_model_name: str) ->
         "target_modules": sorted(adapter.spec.target_modules),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
-        "use_rslora": False,
+        "use_rslora": adapter.spec.use_rslora,
     }
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)
     (directory / CONFIG_NAME).write_bytes(text + b"\n")
@@ -108,6 +107,7 @@ def _read_spec(directory: Path) -> LoraSpec:
             r=msgspec.convert(config.get("r"), int),
             alpha=msgspec.convert(config.get("lora_alpha"), int),
             dropout=msgspec.convert(config.get("lora_dropout", 0.0), float),
+            use_rslora=msgspec.convert(config.get("use_rslora") or False, bool),
             target_modules=tuple(sorted(msgspec.convert(targets, list[str]))),
         )
     except msgspec.ValidationError as error:

@@ -5,27 +5,39 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, create_model, model_validator
 
 from app.api.schemas.common import Metadata, Request, Text
-from app.domain.job_spec import LoraSpec
 from app.domain.methods import METHODS, SupervisedHyperparameters
+from app.domain.metrics import METRICS
+from app.domain.peft_kinds import LORA, PEFT_KINDS, AdapterOptions
+from app.domain.tasks import TASKS
 from app.services.jobs import MAX_SEED, JobRequest
 
-_LORA = LoraSpec()
 DEFAULT_METHOD = "supervised"
 
 
-class LoraAdapter(Request):
-    """Shape of a LoRA adapter."""
+def _one_of(names: tuple[str, ...]) -> Any:
+    return Literal[names]
 
-    type: Literal["lora"] = "lora"
-    r: Annotated[int, Field(ge=1, le=256, description="Rank of the update.")] = _LORA.r
-    alpha: Annotated[
-        int, Field(ge=1, le=1024, description="The update is scaled by alpha / r.")
-    ] = _LORA.alpha
-    dropout: Annotated[float, Field(ge=0, lt=1)] = _LORA.dropout
-    target_modules: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.]+$")]],
-        Field(min_length=1, max_length=32, description="Last names of the linear layers."),
-    ] = Field(default_factory=lambda: list(_LORA.target_modules))
+
+TaskName: Any = _one_of(tuple(TASKS))
+MetricName: Any = _one_of(tuple(METRICS))
+
+
+def _adapter_model(name: str) -> type[AdapterOptions]:
+    kind = PEFT_KINDS[name]
+    title = kind.options.__name__.removesuffix("Options")
+    # Whoever leaves the type out means the usual one.
+    tag = (Literal[name], name if name == LORA else ...)
+    fields: dict[str, Any] = {"type": tag}
+    return create_model(f"{title}Adapter", __base__=kind.options, __doc__=kind.summary, **fields)
+
+
+def _union(models: tuple[type[Any], ...], tag: str) -> Any:
+    if len(models) == 1:
+        return models[0]
+    return Annotated[Union[models], Field(discriminator=tag)]  # noqa: UP007 - made at run time.
+
+
+Adapter: Any = _union(tuple(map(_adapter_model, PEFT_KINDS)), "type")
 
 
 class TrainingOptions(Request):
@@ -35,6 +47,7 @@ class TrainingOptions(Request):
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     max_length_tokens: Annotated[
         int | None,
         Field(
@@ -44,37 +57,66 @@ class TrainingOptions(Request):
     ] = None
 
 
+class DeployIf(Request):
+    """The tuned model's name is published only if it beats its base by this much."""
+
+    metric: MetricName
+    min_gain: Annotated[
+        float,
+        Field(ge=-1e9, le=1e9, description="In the metric's better direction."),
+    ] = 0.0
+
+
+class EvaluationOptions(Request):
+    """How the run is judged; every job ends with a report."""
+
+    holdout: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0, le=0.5)],
+        Field(
+            description="Share of the training file that is judged on instead of trained on, "
+            "where there is no validation file. `auto`: a tenth of 50 records or more."
+        ),
+    ] = "auto"
+    best_metric: Annotated[
+        MetricName | None,
+        Field(description="Publish the checkpoint that is best by this metric, not the last."),
+    ] = None
+    deploy_if: DeployIf | None = None
+
+
 class JobExtension(Request):
     """What Tunesmith takes beyond OpenAI's fields (through the client's `extra_body`)."""
 
-    adapter: LoraAdapter | None = None
+    task: Annotated[
+        TaskName | None,
+        Field(description="A pipeline name; known from the model and the records if absent."),
+    ] = None
+    adapter: Adapter | None = None
     training: TrainingOptions = TrainingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_type(cls, given: Any) -> Any:
+        """Whoever leaves the adapter's type out means the usual one."""
+        adapter = given.get("adapter") if isinstance(given, dict) else None
+        if isinstance(adapter, dict) and "type" not in adapter:
+            return {**given, "adapter": {"type": LORA, **adapter}}
+        return given
 
 
 def _method_model(name: str) -> type[Request]:
     method = METHODS[name]
     title = name.title().replace("_", "")
-    settings: Any = create_model(
-        f"{title}MethodSettings",
-        __base__=Request,
-        __doc__=f"Settings of the method `{name}`.",
-        hyperparameters=(method.hyperparameters, method.hyperparameters()),
-    )
+    has_defaults = all(not field.is_required() for field in method.settings.model_fields.values())
     fields: dict[str, Any] = {
         "type": (Literal[name], ...),
-        name: (settings, settings()),
+        name: (method.settings, method.settings() if has_defaults else ...),
     }
     return create_model(f"{title}Method", __base__=Request, __doc__=method.summary, **fields)
 
 
-def _method_union() -> Any:
-    models = tuple(_method_model(name) for name in METHODS)
-    if len(models) == 1:
-        return models[0]
-    return Annotated[Union[models], Field(discriminator="type")]  # noqa: UP007 - made at run time.
-
-
-Method: Any = _method_union()
+Method: Any = _union(tuple(map(_method_model, METHODS)), "type")
 
 
 class CreateFineTuningJobRequest(Request):
@@ -104,18 +146,23 @@ class CreateFineTuningJobRequest(Request):
 
     def to_domain(self) -> JobRequest:
         name = self.method.type if self.method is not None else DEFAULT_METHOD
-        hyperparameters = self.hyperparameters or METHODS[name].hyperparameters()
+        settings: dict[str, Any] = {}
+        hyperparameters = (self.hyperparameters or METHODS[name].hyperparameters()).model_dump()
         if self.method is not None:
-            hyperparameters = getattr(self.method, name).hyperparameters
+            settings = getattr(self.method, name).model_dump()
+            hyperparameters = settings.pop("hyperparameters")
         adapter = self.tunesmith.adapter
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
             validation_file=self.validation_file,
             method=name,
-            hyperparameters=hyperparameters.model_dump(),
-            adapter=adapter.model_dump(exclude={"type"}) if adapter else None,
+            method_settings=settings,
+            hyperparameters=hyperparameters,
+            task=self.tunesmith.task,
+            adapter=adapter.model_dump() if adapter else None,
             training=self.tunesmith.training.model_dump(exclude_none=True),
+            evaluation=self.tunesmith.evaluation.model_dump(exclude_none=True),
             seed=self.seed,
             suffix=self.suffix,
             metadata=self.metadata,

@@ -9,7 +9,7 @@ from app.api.schemas.job_requests import Method
 from app.db.repositories.adapters import Checkpoint
 from app.db.repositories.events import Event
 from app.db.repositories.jobs import Job
-from app.domain.job_spec import LoraSpec
+from app.domain.job_spec import AdapterSpec
 from app.domain.job_state import JobStatus
 from app.domain.methods import SupervisedHyperparameters
 
@@ -36,8 +36,11 @@ class JobDetails(Response):
     """What Tunesmith tells beyond OpenAI's fields."""
 
     base_model: str
+    task: str
     adapter: dict[str, Any]
     training: dict[str, Any]
+    evaluation: dict[str, Any]
+    report: dict[str, Any] | None
     progress: JobProgress | None
     pause_requested: bool
     learning_rate: float | None
@@ -76,10 +79,12 @@ class FineTuningJob(Response):
             error=JobError(**job.error) if job.error else None,
             fine_tuned_model=job.output_model if succeeded else None,
             finished_at=int(job.finished_at) if job.finished_at is not None else None,
-            hyperparameters=SupervisedHyperparameters(**job.hyperparameters),
+            hyperparameters=SupervisedHyperparameters(
+                **{key: job.hyperparameters[key] for key in SupervisedHyperparameters.model_fields}
+            ),
             model=job.model,
             organization_id=organization_id,
-            result_files=[job.result_file] if job.result_file else [],
+            result_files=job.result_files or [],
             status=job.status,
             trained_tokens=job.trained_tokens if succeeded else None,
             training_file=job.training_file,
@@ -89,12 +94,18 @@ class FineTuningJob(Response):
             metadata=job.metadata,
             method={
                 "type": job.method,
-                job.method: {"hyperparameters": job.hyperparameters},
+                job.method: {
+                    **job.extension["method"],
+                    "hyperparameters": job.hyperparameters,
+                },
             },
             tunesmith=JobDetails(
                 base_model=job.base_model,
-                adapter={"type": "lora"} | msgspec.to_builtins(_adapter_of(job)),
+                task=job.task,
+                adapter=_adapter_of(job),
                 training=job.extension["training"],
+                evaluation=job.extension["evaluation"],
+                report=job.report,
                 progress=JobProgress(**job.progress) if job.progress else None,
                 pause_requested=job.pause_requested,
                 learning_rate=_learning_rate_of(job),
@@ -180,8 +191,9 @@ class FineTuningJobCheckpointList(Response):
     has_more: bool
 
 
-def _adapter_of(job: Job) -> LoraSpec:
-    return msgspec.convert(job.extension["adapter"], LoraSpec)
+def _adapter_of(job: Job) -> dict[str, Any]:
+    spec = AdapterSpec.of_wire(job.extension["adapter"])
+    return {"type": spec.type, **spec.complete_options()}
 
 
 def _learning_rate_of(job: Job) -> float | None:

@@ -20,6 +20,7 @@ class Adapter:
     project_id: str
     job_id: str
     base_model: str
+    task: str
     storage_prefix: str
     manifest_sha256: str
     step: int
@@ -51,6 +52,7 @@ def add(
     project_id: str,
     job_id: str,
     base_model: str,
+    task: str,
     storage_prefix: str,
     manifest_sha256: str,
     step: int,
@@ -62,6 +64,7 @@ def add(
             project_id=project_id,
             job_id=job_id,
             base_model=base_model,
+            task=task,
             storage_prefix=storage_prefix,
             manifest_sha256=manifest_sha256,
             step=step,

@@ -40,7 +40,8 @@ class Job:
     estimated_finish: float | None
     progress: dict[str, Any] | None
     trained_tokens: int | None
-    result_file: str | None
+    result_files: list[str] | None
+    report: dict[str, Any] | None
     error: dict[str, Any] | None
     dispatched_at: float | None
     lease_epoch: int
@@ -53,6 +54,12 @@ class Job:
     fallback_prefix: str | None
     fallback_step: int | None
     storage_swept_at: float | None
+
+    @property
+    def task(self) -> str:
+        """Name in `app.domain.tasks.TASKS`."""
+        name: str = self.extension["task"]
+        return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,11 @@
-from app.domain.job_spec import AdapterRef, DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from app.domain.job_spec import (
+    AdapterRef,
+    AdapterSpec,
+    DatasetRef,
+    Hyperparameters,
+    JobSpec,
+    LoraSpec,
+)
 
 
 def test_a_spec_survives_the_trip_through_its_row() -> None:
@@ -13,6 +20,6 @@ def test_a_spec_survives_the_trip_through_its_row() -> None:
         hyperparameters=Hyperparameters(
             num_epochs=3, batch_size=4, learning_rate=0.1 + 0.2, max_length_tokens=512
         ),
-        adapter=LoraSpec(r=8, target_modules=("q_proj",)),
+        adapter=AdapterSpec.of_lora(LoraSpec(r=8, target_modules=("q_proj",))),
     )
     assert JobSpec.from_json(spec.to_json()) == spec

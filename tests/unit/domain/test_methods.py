@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from app.domain.datasets import RECORD_KINDS
 from app.domain.methods import METHODS, SupervisedHyperparameters, resolve_hyperparameters
+from app.domain.tasks import TASKS
 
 
 def resolved(record_count: int, **requested: Any) -> dict[str, int | float]:
@@ -102,5 +103,7 @@ def test_hyperparameters_out_of_bounds_are_refused(name: str, value: Any) -> Non
 def test_every_method_learns_from_known_kinds_of_records(name: str) -> None:
     method = METHODS[name]
     assert method.summary.endswith(".")
-    assert method.record_kinds
-    assert method.record_kinds <= {kind.name for kind in RECORD_KINDS}
+    assert method.hyperparameters.model_fields
+    learnt = frozenset[str]().union(*(task.kinds_for(name) for task in TASKS.values()))
+    assert learnt
+    assert learnt <= {kind.name for kind in RECORD_KINDS}

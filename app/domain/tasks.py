@@ -1,0 +1,86 @@
+"""Tasks: what a model is for, by Hugging Face's pipeline names.
+
+The registry from which the request schema, the choice of a task and the workers' code derive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.domain.errors import InvalidInput
+from app.domain.registry import Registry
+
+TEXT_GENERATION = "text-generation"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of problem.
+
+    Attributes:
+        summary: one sentence for people.
+        record_kinds: what each method learns from, by method: names of record kinds.
+        implementation: dotted path of the class in the worker that has its head, records, loss
+            and predictions; None for text generation, which is computed on the packed trunk.
+        main_metric: by which the best checkpoint is chosen unless another is named.
+    """
+
+    summary: str
+    record_kinds: dict[str, frozenset[str]]
+    implementation: str | None
+    main_metric: str
+
+    def kinds_for(self, method: str) -> frozenset[str]:
+        """Return the record kinds that a method learns from; empty if it does not apply."""
+        return self.record_kinds.get(method, frozenset())
+
+
+TASKS: Registry[Task] = Registry("task")
+TASKS.add(
+    TEXT_GENERATION,
+    Task(
+        summary="Answer conversations, continue prompts and texts.",
+        record_kinds={
+            "supervised": frozenset({"chat", "completion"}),
+            "continued_pretraining": frozenset({"text"}),
+        },
+        implementation=None,
+        main_metric="loss",
+    ),
+)
+TASKS.add(
+    "text-classification",
+    Task(
+        summary="Give texts or pairs of texts one label, several labels or a number.",
+        record_kinds={"supervised": frozenset({"labelled_text"})},
+        implementation="worker.tasks.text_classification:TextClassification",
+        main_metric="loss",
+    ),
+)
+
+
+def choose_task(offered: Sequence[str], method: str, record_kind: str) -> str:
+    """Return the one task of those offered that learns from such records by such a method.
+
+    Args:
+        offered: the tasks that the base model can be fine-tuned for.
+
+    Raises:
+        InvalidInput: there is none, or more than one.
+    """
+    fitting = [
+        name for name in offered if name in TASKS and record_kind in TASKS[name].kinds_for(method)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise InvalidInput(
+            f"the method {method!r} does not learn from {record_kind} records with this model, "
+            f"which can be fine-tuned for {', '.join(offered)}",
+            param="training_file",
+        )
+    raise InvalidInput(
+        f"this model and these {record_kind} records fit more than one task: name one of "
+        f"{', '.join(fitting)}",
+        param="tunesmith.task",
+        code="task_ambiguous",
+    )

@@ -1,0 +1,89 @@
+"""What the loop of a run drives, whatever is trained and however."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from worker.training.metrics import MetricsLog, ValidationMetrics
+
+# Tensors by name, in groups by what they are: each group becomes a file of the checkpoint.
+StateTensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step came to.
+
+    Attributes:
+        loss: of the batch, before the step.
+        metrics: what else was measured, as means over the batch.
+        grad_norm: before clipping.
+        num_tokens: of the batch; of what has no tokens, its records.
+    """
+
+    loss: float
+    metrics: Mapping[str, float]
+    grad_norm: float
+    num_tokens: int
+
+
+class Learner(Protocol):
+    """A model in training with its data, its place in them, its optimizer and its metrics.
+
+    Between two steps everything that decides the rest of the run is in `step`,
+    `trained_tokens`, `log`, the weights and `state_tensors`.
+
+    Attributes:
+        step: optimizer steps taken.
+        trained_tokens: of all records seen so far.
+        log: what was measured.
+    """
+
+    step: int
+    trained_tokens: int
+    log: MetricsLog
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there is anything to validate on."""
+
+    def description(self) -> dict[str, Any]:
+        """Return what the data hold, for the `prepared` message."""
+
+    def take_step(self, before_update: Callable[[], None]) -> StepResult:
+        """Learn from the next batch.
+
+        Args:
+            before_update: called when the gradients are known; may end the process.
+
+        Raises:
+            TrainingFailed: the loss or a gradient is not finite; the weights are unchanged.
+        """
+
+    def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
+        """Measure the held-out data; None when interrupted."""
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write what is served into an empty directory, with what it was trained with."""
+
+    def state_tensors(self) -> StateTensors:
+        """Return what a resumed run needs beside the adapter."""
+
+    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+        """Take over weights and state as they were saved."""
+
+    def close(self) -> None:
+        """Give back what the learner holds of anything that is shared."""

@@ -1,0 +1,118 @@
+"""Text generation in training: one session on a trunk, in packed batches."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker.training.learner import StateTensors, StepResult
+from worker.training.metrics import MetricsLog, ValidationMetrics
+from worker.training.records import EncodedDataset
+from worker.training.session import Session
+from worker.training.step import trunk_step
+from worker.training.trained_weights import TrainedWeights
+from worker.training.validation import validate
+from worker.trunk.trunk import Trunk
+
+
+class PackedLearner:
+    """See `learner.Learner`.
+
+    Args:
+        weights: what the session trains; put on the trunk until `close`.
+        heldout: what to validate on, and which of its records.
+        write_origin: adds to the directory of an adapter what it was trained with.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        session: Session,
+        weights: TrainedWeights,
+        heldout: tuple[EncodedDataset, Sequence[int]] | None,
+        token_budget: int,
+        write_origin: Callable[[Path, int], None],
+    ) -> None:
+        self._trunk = trunk
+        self._session = session
+        self._weights = weights
+        self._heldout = heldout
+        self._token_budget = token_budget
+        self._write_origin = write_origin
+        weights.attach(trunk, session)
+
+    @property
+    def step(self) -> int:
+        return self._session.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._session.step = step
+
+    @property
+    def trained_tokens(self) -> int:
+        return self._session.trained_tokens
+
+    @trained_tokens.setter
+    def trained_tokens(self, tokens: int) -> None:
+        self._session.trained_tokens = tokens
+
+    @property
+    def log(self) -> MetricsLog:
+        return self._session.log
+
+    @log.setter
+    def log(self, log: MetricsLog) -> None:
+        self._session.log = log
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._session.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        return self._session.total_steps
+
+    @property
+    def learning_rate(self) -> float:
+        return self._session.learning_rate
+
+    @property
+    def has_heldout(self) -> bool:
+        return self._heldout is not None
+
+    def description(self) -> dict[str, Any]:
+        return self._session.dataset.description()
+
+    def take_step(self, before_update: Callable[[], None]) -> StepResult:
+        (found,) = trunk_step(self._trunk, [self._session], self._token_budget)
+        before_update()
+        grad_norm = self._session.update(found)
+        self._weights.after_step(self._session.step)
+        return StepResult(found.loss, found.metrics, grad_norm, found.num_tokens)
+
+    def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
+        assert self._heldout is not None
+        dataset, records = self._heldout
+        return validate(
+            self._trunk, self._session, dataset, records, self._token_budget, is_interrupted
+        )
+
+    def save_adapter(self, directory: Path) -> None:
+        self._weights.save(directory)
+        self._write_origin(directory, self._session.step)
+
+    def state_tensors(self) -> StateTensors:
+        session = self._session
+        return {
+            "optimizer": session.optimizer.state_tensors(),
+            "rng": {"dropout": session.generator.get_state()},
+            **self._weights.state_tensors(),
+        }
+
+    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+        self._weights.load(adapter, tensors)
+        self._session.optimizer.load_state_tensors(tensors["optimizer"])
+        self._session.generator.set_state(tensors["rng"]["dropout"])
+
+    def close(self) -> None:
+        self._weights.detach(self._trunk, self._session)
