@@ -12,7 +12,7 @@ from app.api.access_log import leave_out_probes
 from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
-from app.api.routes import files, health, inference, jobs, metrics, models
+from app.api.routes import files, graders, health, inference, jobs, metrics, models
 from app.db.migrations import upgrade
 from app.db.repositories.keys import Principal
 from app.resources import Resources
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for routes in (files, jobs, models, inference):
+    for routes in (files, jobs, models, inference, graders):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]
         )

@@ -48,7 +48,9 @@ def strict_object(raw: bytes, kind: type[T]) -> T:
     """Return one JSON object as a type of the SDK. Raises as `strict` does."""
     value: T = TypeAdapter(kind).validate_json(raw, strict=True)
     present = json.loads(raw).keys()
-    required = {name for name, field in kind.model_fields.items() if field.is_required()}
+    required = {
+        field.alias or name for name, field in kind.model_fields.items() if field.is_required()
+    }
     missing = (required | _ALWAYS_THERE.get(kind.__name__, frozenset())) - present
     assert not missing, f"{kind.__name__} without {missing}"
     return value
