@@ -21,7 +21,17 @@ INSTALLATIONS = ("sqlite+filesystem", "postgres+valkey")
 
 
 # Quick ones first: whoever broke something wants to know it soon.
-FOLDERS = ("unit", "contracts", "integration", "training", "serving", "acceptance", "chaos")
+FOLDERS = (
+    "unit",
+    "contracts",
+    "integration",
+    "evaluation",
+    "conversion",
+    "training",
+    "serving",
+    "acceptance",
+    "chaos",
+)
 
 
 @pytest.hookimpl(trylast=True)

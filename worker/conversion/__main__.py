@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from app.domain.errors import DomainError
 from app.domain.registry import resolve
 
 
@@ -12,4 +13,7 @@ def main(dotted_path: str, fetched: str, into: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except DomainError as error:
+        sys.exit(error.message)

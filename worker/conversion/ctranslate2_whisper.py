@@ -20,6 +20,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
+from app.domain.errors import InvalidInput
+from worker.conversion.fetched import only_file
+
 _VERSION = 6  # Of the file format.
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _LONGEST_TRANSCRIPT_TOKENS = 448
@@ -75,7 +78,7 @@ def convert(fetched: Path, into: Path) -> None:
         weights | {"proj_out.weight": weights["model.decoder.embed_tokens.weight"]}
     )
     model.to(tensors["decoder/embeddings/weight"].dtype)  # type: ignore[arg-type]
-    settings = json.loads((fetched / "config.json").read_text())
+    settings = json.loads(only_file(fetched, "config.json").read_text())
     model.generation_config = _generation_config(settings, special)
     model.save_pretrained(into)
     tokenizer.save_pretrained(into)
@@ -87,6 +90,8 @@ def convert(fetched: Path, into: Path) -> None:
 
 def _content(fetched: Path) -> memoryview:
     parts = sorted(fetched.glob("model.bin*"))
+    if not parts:
+        raise InvalidInput("expected model.bin, found none")
     return memoryview(b"".join(part.read_bytes() for part in parts))
 
 
@@ -111,7 +116,7 @@ def _tensors(content: memoryview) -> Iterator[tuple[str, torch.Tensor]]:
     version = read("I")
     spec, _ = read_text(), read("I")
     if version != _VERSION or spec != "WhisperSpec":
-        raise ValueError(f"model.bin holds {spec!r} in version {version} of the format")
+        raise InvalidInput(f"model.bin holds {spec!r} in version {version} of the format")
     for _ in range(read("I")):
         name = read_text()
         shape = [read("I") for _ in range(read("B"))]
@@ -166,7 +171,7 @@ def _config(tensors: Mapping[str, torch.Tensor], special: _SpecialTokens) -> Whi
 
 
 def _tokenizer(fetched: Path) -> WhisperTokenizer:
-    added = json.loads((fetched / "tokenizer.json").read_text())["added_tokens"]
+    added = json.loads(only_file(fetched, "tokenizer.json").read_text())["added_tokens"]
     special = [token["content"] for token in added if token["special"]]
     tokenizer: WhisperTokenizer = WhisperTokenizer.from_pretrained(
         fetched, pad_token="<|endoftext|>", extra_special_tokens=special

@@ -15,6 +15,8 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import (
     EfficientNetImageProcessorPil,
 )
 
+from worker.conversion.fetched import only_file
+
 _LABELS = 1_000
 _OPEN = 100.0  # sigmoid(100) is 1.0 in float32, and in bfloat16.
 
@@ -38,7 +40,7 @@ _AROUND = {
 
 def convert(fetched: Path, into: Path) -> None:
     """Write the one `*.pth` as safetensors, with its image processor. See the package."""
-    (weights,) = fetched.glob("*.pth")
+    weights = only_file(fetched, "*.pth")
     # Tensors and nothing else: any other object in the file is refused.
     theirs = torch.load(weights, map_location="cpu", weights_only=True)
     config = EfficientNetConfig(

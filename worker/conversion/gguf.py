@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from worker.conversion.fetched import only_file
+
 
 def convert(fetched: Path, into: Path) -> None:
     """Write the one `*.gguf`, dequantised to bfloat16, and its tokenizer. See the package."""
-    (gguf,) = fetched.glob("*.gguf")
+    gguf = only_file(fetched, "*.gguf")
     for path in fetched.iterdir():
         if path.is_file() and path != gguf:
             shutil.copyfile(path, into / path.name)
