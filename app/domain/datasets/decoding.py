@@ -62,7 +62,7 @@ class Decoding:
         try:
             return self._checked(kind, msgspec.convert(row, kind.struct))
         except (WrongRecord, *_NOT_DECODED) as error:
-            raise self._explained(number, row, error) from None
+            raise self._explained(number, None, error) from None
 
     def recognise(self, number: int, record: Any) -> RecordKind:
         """Set and return the kind of the file, that of its first record. Raises: InvalidFile."""
@@ -111,6 +111,7 @@ class Decoding:
     def _explained(self, number: int, record: Any, error: Exception) -> InvalidFile:
         kind = self.kind
         assert kind is not None
+        # Where columns have names there is but one kind, whatever cells are empty.
         if isinstance(record, dict):
             other = find_kind(record)
             if other is not None and other is not kind:

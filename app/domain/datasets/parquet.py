@@ -18,6 +18,7 @@ from app.domain.datasets.decoding import Decoding
 from app.domain.datasets.faults import WrongRecord, wrong_file
 from app.domain.datasets.huggingface import class_names, named
 from app.domain.datasets.limits import MAX_PARQUET_FOOTER_BYTES
+from app.domain.datasets.parquet_pages import check_pages
 from app.domain.datasets.records import Record
 
 _MAGIC = b"PAR1"
@@ -39,8 +40,13 @@ def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
     """
     _check_footer(stream)
     with _damage_told():
+        metadata = pq.read_metadata(stream)
+        check_pages(stream, metadata)
         file = pq.ParquetFile(
-            stream, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True
+            stream,
+            pre_buffer=False,
+            buffer_size=1 << 16,
+            page_checksum_verification=True,
         )
         schema = file.schema_arrow
         names = [name for name in schema.names if not _INDEX_OF_PANDAS.fullmatch(name)]
@@ -113,23 +119,34 @@ def _rows(
             return
         for row in _of_batch(batch, number, decoding):
             number += 1
-            if (size := _size(row)) > decoding.max_record_bytes:
-                raise decoding.wrong(
-                    number,
-                    f"the row holds {size:,} bytes; at most {decoding.max_record_bytes:,} may be",
-                )
             yield number, _without_nulls(row)
 
 
 def _of_batch(batch: pa.RecordBatch, number: int, decoding: Decoding) -> Iterator[dict[str, Any]]:
+    is_large = _size(batch) > decoding.max_record_bytes
     for index in range(batch.num_rows):
+        number += 1
+        one = batch.slice(index, 1)
+        if is_large and (size := _size(one)) > decoding.max_record_bytes:
+            raise decoding.wrong(
+                number,
+                f"the row holds {size:,} bytes; at most {decoding.max_record_bytes:,} may be",
+            )
         try:
-            (row,) = batch.slice(index, 1).to_pylist()
+            (row,) = one.to_pylist()
         except UnicodeDecodeError:
-            raise decoding.wrong(number + index + 1, "text that is not valid UTF-8") from None
+            raise decoding.wrong(number, "text that is not valid UTF-8") from None
         except _DAMAGED as error:
-            raise decoding.wrong(number + index + 1, f"not readable: {error}") from None
+            raise decoding.wrong(number, f"not readable: {error}") from None
         yield row
+
+
+def _size(batch: pa.RecordBatch) -> int:
+    # A column of categories holds them all, whichever of them its rows have.
+    return sum(
+        (column.indices if pa.types.is_dictionary(column.type) else column).nbytes
+        for column in batch.columns
+    )
 
 
 def _without_nulls(value: Any) -> Any:
@@ -139,16 +156,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(one) for one in value]
     return value
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_size(one) for one in value.values())
-    if isinstance(value, list | tuple):
-        return len(value) + sum(_size(one) for one in value)
-    return 8
 
 
 @contextmanager
