@@ -33,12 +33,16 @@ def store(
 ) -> NewFile:
     """Check an upload and store its content; the row is the caller's to add.
 
+    A dataset is stored as it came, whichever format it has: trainers read it by the same code.
+
     Args:
+        stream: seekable.
         min_free_bytes: what must still be free afterwards, so that running jobs and the database
             can go on writing.
 
     Raises:
-        InvalidFile: the dataset is not valid; the message names the line. Nothing was stored.
+        InvalidFile: the dataset is not valid; the message names the line or row at fault, or what
+            is wrong with the file. Nothing was stored.
         TooLarge: nothing was stored.
         StorageFull: nothing was stored.
     """

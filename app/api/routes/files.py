@@ -17,6 +17,7 @@ from app.api.schemas.files import DeletedFile, FileList, OpenAIFile
 from app.db.repositories import files as rows
 from app.db.repositories import idempotency
 from app.db.repositories.files import NewFile
+from app.domain.datasets import RECORD_KINDS
 from app.domain.errors import InvalidInput
 from app.services import files
 
@@ -26,6 +27,13 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 Anchor = Annotated[
     Literal["created_at"], WithJsonSchema({"type": "string", "enum": ["created_at"]})
 ]
+
+_FILE = (
+    "Records of one kind, in a format known from the content: JSON lines (one object a line, "
+    "UTF-8), CSV or TSV with a header row (lists and objects as JSON in a cell), Parquet, or a zip "
+    "of a `manifest.jsonl` or `manifest.csv` and the images or audio that it names. "
+    "A line of each kind:\n\n"
+) + "\n".join(f"- {kind.name}: `{kind.example}`" for kind in RECORD_KINDS)
 
 _FORM_FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
@@ -56,7 +64,7 @@ def create_file(
         UploadFile,
         # `format` is what generators of clients know a file by, as in OpenAPI 3.0.
         File(
-            description="JSON lines, one record a line, in UTF-8.",
+            description=_FILE,
             json_schema_extra={"format": "binary"},
         ),
     ],
@@ -66,7 +74,11 @@ def create_file(
         int | None, Form(alias="expires_after[seconds]", ge=3_600, le=2_592_000)
     ] = None,
 ) -> Response:
-    """Check a dataset line by line and store it. What is wrong with it is told here, not later."""
+    """Check a dataset record by record and store it.
+
+    What is wrong with it is told here, not later: the first line at fault, the field, and what was
+    expected. All records of a file are of one kind, known from the keys of the first.
+    """
     files.check_purpose(purpose)
     if (expires_after_anchor is None) != (expires_after_seconds is None):
         raise InvalidInput(
