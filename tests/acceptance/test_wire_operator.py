@@ -8,6 +8,7 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
+from app.base_models import load_catalogue
 from app.domain.job_state import JobStatus
 from tests.support.factories import BASE_MODEL, add_job_in, dataset
 from tests.support.service import Service, serve_adapter
@@ -35,7 +36,10 @@ def test_a_model_that_is_added_can_be_named_at_once(
     arguments = ["another/model", f"dir:{base_model_dir}", "--context-length", "128"]
     before = [model.id for model in client.models.list()]
     assert BASE_MODEL in before
+    arguments += ["--task", "text-generation", "--task", "feature-extraction"]
     api.tunesmith("models", "add", *arguments, "--licence", "apache-2.0", "--no-fetch")
+    added = load_catalogue(catalogue).get("another/model")
+    assert added.tasks == ("text-generation", "feature-extraction")
     assert [model.id for model in client.models.list()] == [*before, "another/model"]
     # Its slash arrives encoded.
     assert client.models.retrieve("another/model").id == "another/model"

@@ -1,4 +1,4 @@
-"""The Swedish Construction FAQ by Zaragoza AB (CC BY 4.0): 503 questions and answers, as records.
+"""The Swedish Construction FAQ by Zaragoza AB (CC BY 4.0): 497 questions and answers, as records.
 
 What a record claims is true of the data: a question's own answer is right, another's is not.
 Preferences and scores are made that way, by us; nobody has judged them one by one.
@@ -21,6 +21,8 @@ _PACKAGE = Package(
 )
 _FILES = {"en": "faq-en.jsonl", "sv": "faq.jsonl"}
 _PASSAGES = 3
+# What lies in examples/faq: the first so many records are for training, the rest is held out.
+_EXAMPLES = {"completions": (200, 40), "categories": (196, 40), "text-pairs": (200, 40)}
 
 
 def faq(n: int | None = None, language: str = "en") -> list[Entry]:
@@ -48,7 +50,7 @@ def faq_completions(n: int | None = None) -> list[dict[str, Any]]:
 
 def faq_translations(n: int | None = None) -> list[dict[str, Any]]:
     """Return completion records: a Swedish question and the same in English."""
-    # Both languages have the same entries in the same order, and are shuffled alike.
+    # Both are shuffled alike.
     pairs = zip(faq(n, "sv"), faq(n, "en"), strict=True)
     return [{"prompt": sv["question"], "completion": en["question"]} for sv, en in pairs]
 
@@ -121,14 +123,38 @@ def faq_preferences(n: int | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def example_files() -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each file of `examples/faq`."""
+    made = {
+        "completions": faq_completions,
+        "categories": faq_categories,
+        "text-pairs": faq_text_pairs,
+    }
+    files = {}
+    for name, (train, heldout) in _EXAMPLES.items():
+        records = made[name](train + heldout)
+        files[f"{name}-train.jsonl"] = records[:train]
+        files[f"{name}-heldout.jsonl"] = records[train:]
+    return files
+
+
 @lru_cache
-def _entries(language: str) -> tuple[dict[str, str], ...]:
+def _entries(language: str) -> tuple[Entry, ...]:
+    """Read the entries. Of a question that stands in two categories, the first is taken."""
+    by_question: dict[str, dict[str, Any]] = {}
+    for english, one in zip(_lines("en"), _lines(language), strict=True):
+        by_question.setdefault(english["q"], one)
+    return tuple(
+        {"question": one["q"], "answer": one["a"], "category": one["category"]}
+        for one in by_question.values()
+    )
+
+
+def _lines(language: str) -> list[dict[str, Any]]:
+    # Both languages have the same entries in the same order.
     directory = unpacked(_PACKAGE) / "zaragoza_construction_faq" / "data"
     lines = (directory / _FILES[language]).read_text(encoding="utf-8").splitlines()
-    entries = [json.loads(line) for line in lines if line]
-    return tuple(
-        {"question": one["q"], "answer": one["a"], "category": one["category"]} for one in entries
-    )
+    return [json.loads(line) for line in lines if line]
 
 
 def _others(entry: Entry, count: int, *, is_of_category: bool) -> list[Entry]:

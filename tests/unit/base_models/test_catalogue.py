@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,9 @@ import pytest
 
 from app.base_models import BaseModel, load_catalogue
 from app.base_models.catalogue import (
+    DEFAULT_CATALOGUE,
     DEFAULT_LEARNING_RATE,
+    FurtherSource,
     add_to_catalogue,
     parse_catalogue,
 )
@@ -84,6 +87,11 @@ def test_a_missing_field_is_named_with_its_entry(field: str) -> None:
         ("learning_rate", '"fast"'),
         ("learning_rate", "0.0"),
         ("learning_rate", "nan"),
+        ("convert", "3"),
+        ("further_sources", '"hf:a/b"'),
+        ("further_sources", "[{}]"),
+        ("further_sources", '[{ source = "hf:a/b", sha256 = 7 }]'),
+        ("further_sources", '[{ source = "hf:a/b", mood = "good" }]'),
         ("mood", '"good"'),
     ],
 )
@@ -110,6 +118,37 @@ def test_an_unknown_source_is_told_with_the_known_ones() -> None:
         parse_catalogue(entry(source='"ftp://models/tiny"'), "here")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("further_sources", '[{ source = "ftp://models/tiny" }]', r"'ftp'.*dir, hf, wheel"),
+        ("convert", '"onnx"', r"'onnx'.*gguf"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_known_ones(field: str, value: str, told: str) -> None:
+    with pytest.raises(DomainError, match=told):
+        parse_catalogue(entry(**{field: value}), "here")
+
+
+def test_a_model_may_come_from_several_places_and_be_converted() -> None:
+    sources = '[{ source = "wheel:b==1#b/two.bin", sha256 = "00" }, { source = "hf:a/b" }]'
+    text = entry(further_sources=sources, convert='"ctranslate2_whisper"')
+    model = parse_catalogue(text, "here").get("tiny")
+    assert model.convert == "ctranslate2_whisper"
+    assert model.further_sources == (
+        FurtherSource("wheel:b==1#b/two.bin", "00"),
+        FurtherSource("hf:a/b"),
+    )
+
+
+def test_every_source_of_the_default_models_is_pinned() -> None:
+    catalogue = parse_catalogue(DEFAULT_CATALOGUE.read_text(), "the default catalogue")
+    for model in catalogue.models.values():
+        for one in (FurtherSource(model.source, model.sha256), *model.further_sources):
+            assert re.fullmatch(r"wheel:[\w-]+==[\d.]+#.+", one.source)
+            assert re.fullmatch(r"[0-9a-f]{64}", one.sha256 or "")
+
+
 @pytest.mark.parametrize("text", ["not toml", "models = 3", "models = [3]", "models = ['a']"])
 def test_what_is_no_catalogue_is_refused_by_its_place(text: str) -> None:
     with pytest.raises(InvalidInput, match="here"):
@@ -128,6 +167,14 @@ def test_what_is_added_is_read_again(path: Path) -> None:
     catalogue = load_catalogue(path)
     assert list(catalogue.models) == [*default.models, MODEL.id]
     assert catalogue.get(MODEL.id) == MODEL
+
+
+def test_what_is_added_keeps_its_further_sources(path: Path) -> None:
+    further = (FurtherSource("wheel:b==1#b/two.bin", "00"), FurtherSource("hf:a/b"))
+    model = replace(MODEL, further_sources=further, convert="gguf")
+    add_to_catalogue(path, model)
+    add_to_catalogue(path, replace(MODEL, id="other"))
+    assert load_catalogue(path).get(MODEL.id) == model
 
 
 def test_a_model_added_while_the_service_runs_is_seen(path: Path) -> None:

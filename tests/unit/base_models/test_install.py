@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.base_models import BaseModel, ensure_installed, find_installed
+from app.base_models import BaseModel, ensure_installed, find_installed, load_catalogue
+from app.base_models.catalogue import FurtherSource
 from app.domain.errors import InvalidInput, Unavailable
 
 
@@ -59,6 +60,50 @@ def test_another_revision_is_another_installation(model: BaseModel, tmp_path: Pa
     assert first.revision != second.revision
     assert first.directory != second.directory
     assert find_installed(model, tmp_path / "models") == first
+
+
+def test_another_further_source_or_converter_is_another_installation(
+    model: BaseModel, source: Path, tmp_path: Path
+) -> None:
+    ensure_installed(model, tmp_path / "models")
+    further = (FurtherSource(f"dir:{source}"),)
+    assert find_installed(replace(model, further_sources=further), tmp_path / "models") is None
+    assert find_installed(replace(model, convert="gguf"), tmp_path / "models") is None
+
+
+def test_the_default_model_is_the_one_that_adapters_were_trained_on(
+    models_dir: Path, base_model_dir: Path
+) -> None:
+    """Its revision is written into every adapter: a new way to count it would orphan them."""
+    model = load_catalogue(Path("/none")).get("smollm2-135m-instruct")
+    installed = find_installed(model, models_dir)
+    assert installed is not None
+    assert installed.revision.startswith("31869cb99da70fc2")
+
+
+def test_files_of_several_sources_lie_together(
+    model: BaseModel, source: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (source / "tokenizer.json").rename(other / "tokenizer.json")
+    model = replace(model, further_sources=(FurtherSource(f"dir:{other}"),))
+    directory = ensure_installed(model, tmp_path / "models").directory
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tunesmith.json"}
+    assert {path.name for path in directory.iterdir()} == names
+
+
+def test_a_file_that_two_sources_hold_is_refused_and_neither_is_touched(
+    model: BaseModel, source: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"other weights")
+    model = replace(model, further_sources=(FurtherSource(f"dir:{other}"),))
+    with pytest.raises(InvalidInput, match=r"'model\.safetensors', as another"):
+        ensure_installed(model, tmp_path / "models")
+    assert (source / "model.safetensors").read_bytes() == b"weights"
+    assert (other / "model.safetensors").read_bytes() == b"other weights"
 
 
 def test_many_may_ask_at_once(model: BaseModel, tmp_path: Path) -> None:
