@@ -8,8 +8,8 @@ from app.domain.errors import DomainError
 from app.lifeline import hold_lifeline
 from app.resources import Resources
 from app.settings import load_settings
+from worker.celery_tasks import register
 from worker.supervisor import Supervisor
-from worker.tasks import register
 
 # Workers need nothing of each other: the database says who does what.
 _ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")

@@ -16,7 +16,7 @@ from worker.serving.base import end_token_ids
 from worker.serving.generation import GenerationRequest, Piece
 from worker.serving.loop import GenerationLoop, LoopLimits
 from worker.serving.vocabulary import Vocabulary
-from worker.training.manifest import BaseModelRef, write_origin_of_trunk
+from worker.training.manifest import BaseModelRef, Origin, chat_template
 from worker.trunk.device import DeviceProfile
 from worker.trunk.listing import write_listing
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
@@ -112,7 +112,7 @@ def write_trained(
         directory.mkdir(parents=True)
         save_adapter(directory, adapter, installed_base.name)
         spec = _job_spec(installed_base.id, adapter.spec)
-        write_origin_of_trunk(directory, 3, spec=spec, base=base, trunk=trunk, profile=CPU)
+        Origin(spec, base, trunk.directory, CPU, chat_template(trunk)).write(directory, 3)
         write_listing(directory.parent)
 
     return write

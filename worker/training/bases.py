@@ -63,6 +63,11 @@ class WarmBases:
         self._bases[key] = WarmBase(load_trunk(Path(base.directory), self.profile))
         return self._bases[key], time.perf_counter() - started
 
+    def forget(self) -> None:
+        """Make room for a model that is not kept warm."""
+        self._bases.clear()
+        self.release_memory()
+
     def release_memory(self) -> None:
         """Give back what nothing refers to any more."""
         gc.collect()

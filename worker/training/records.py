@@ -81,7 +81,7 @@ class EncodedDataset:
         return range(self.starts[record], self.starts[record + 1])
 
     def tokens(self, sequence: int) -> tuple[Tensor, Tensor]:
-        """Return token ids [tokens] int32 and loss weights [tokens] uint8 of a sequence, as views."""
+        """Return a sequence's token ids [tokens] int32 and loss weights, uint8, as views."""
         rows = slice(self.offsets[sequence], self.offsets[sequence + 1])
         return self.token_ids[rows], self.loss_weights[rows]
 

@@ -92,7 +92,7 @@ def sigmoid(preferences: Preferences, options: PreferenceOptions) -> PreferenceL
 
     Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
     Model", equation 7, https://arxiv.org/abs/2305.18290. Mitchell 2023, "A note on DPO with noisy
-    preferences & relationship to IPO", equation 3, https://ericmitchell.ai/cdpo.pdf.
+    preferences & relationship to IPO", https://ericmitchell.ai/cdpo.pdf.
     """
     chosen, rejected = preferences.chosen.log_ratios, preferences.rejected.log_ratios
     values = _smoothed_logistic(options.beta * (chosen - rejected), options.label_smoothing)

@@ -1,0 +1,33 @@
+"""What requests for predictions hold, checked with the name of the field at fault."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from app.domain.errors import InvalidInput
+
+T = TypeVar("T")
+
+
+def checked(kind: type[T], parameters: Mapping[str, Any]) -> T:
+    """Return the parameters of a request. Raises: InvalidInput."""
+    try:
+        return msgspec.convert(dict(parameters), kind)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).replace("`", "'").partition(" - at '$")
+        param = "parameters" + path.rstrip("'")
+        raise InvalidInput(f"'{param}': {what[:1].lower()}{what[1:]}", param=param) from None
+
+
+def text_and_pair(value: Any) -> tuple[str, str | None]:
+    """Return the text of an input, and the second one of a pair. Raises: InvalidInput."""
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, Mapping) and set(value) <= {"text", "text_pair"} and "text" in value:
+        text, pair = value["text"], value.get("text_pair")
+        if isinstance(text, str) and (pair is None or isinstance(pair, str)):
+            return text, pair
+    raise InvalidInput(
+        "expected a text, or an object with the texts 'text' and 'text_pair'", param="inputs"
+    )

@@ -1,0 +1,76 @@
+"""Text generation before its first step: the trunk, the data as tokens, the session."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from app.domain.job_spec import DatasetRef, JobSpec
+from app.domain.registry import resolve
+from app.storage.port import Storage
+from worker.training.bases import WarmBase, WarmBases
+from worker.training.batches import split
+from worker.training.checkpoints import locate_start
+from worker.training.commands import Train
+from worker.training.dataset_content import open_dataset
+from worker.training.learner import Learner
+from worker.training.manifest import Origin, chat_template
+from worker.training.methods import Method
+from worker.training.packed_learner import PackedLearner
+from worker.training.records import EncodedDataset, encode_dataset
+from worker.training.session import Session, starting_adapter
+from worker.training.trained_weights import LoraWeights
+from worker.trunk.lora import LoraAdapter
+from worker.trunk.peft_format import load_adapter
+
+
+def make_packed_learner(
+    command: Train, bases: WarmBases, storage: Storage, token_budget: int
+) -> tuple[Learner, float]:
+    """Return a learner before its first step, and the seconds that loading its base model took.
+
+    Raises:
+        TrainingFailed: a dataset has a record that cannot be trained on, or none that can.
+        InvalidInput: the base model or the adapter to start from cannot be used.
+    """
+    spec = command.spec
+    base, base_load_seconds = bases.get(command.base)
+    trunk = base.trunk
+    method: Method = resolve(command.implementation)(spec)
+    dataset = partial(_dataset, command, storage, base, method)
+    training = dataset("training_file", spec.training_file)
+    heldout: tuple[EncodedDataset, Sequence[int]] | None = None
+    records: Sequence[int] = range(training.num_records)
+    if spec.validation_file is not None:
+        validation = dataset("validation_file", spec.validation_file)
+        heldout = validation, range(validation.num_records)
+    elif spec.evaluation.holdout > 0:
+        records, kept_out = split(training.num_records, spec.evaluation.holdout, spec.seed)
+        heldout = (training, kept_out) if kept_out else None
+    adapter = starting_adapter(trunk, spec, _start(storage, spec))
+    session = Session(spec, method, adapter, training, trunk.device, records=records)
+    weights = LoraWeights(adapter, command.base.name_or_path)
+    origin = Origin(spec, command.base, trunk.directory, bases.profile, chat_template(trunk))
+    learner = PackedLearner(trunk, session, weights, heldout, token_budget, origin.write)
+    return learner, base_load_seconds
+
+
+def _start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:
+    if spec.start_from is None:
+        return None
+    return load_adapter(locate_start(storage, spec.start_from.storage_prefix))
+
+
+def _dataset(
+    command: Train,
+    storage: Storage,
+    base: WarmBase,
+    method: Method,
+    param: str,
+    file: DatasetRef,
+) -> EncodedDataset:
+    max_length_tokens = command.spec.hyperparameters.max_length_tokens
+    encode = partial(method.encode, base.trunk.tokenizer, max_length_tokens=max_length_tokens)
+    with open_dataset(storage, file, param) as stream:
+        return base.dataset(
+            (file.sha256, command.implementation, max_length_tokens),
+            lambda: encode_dataset(stream, encode, param),
+        )

@@ -1,0 +1,110 @@
+"""A task beside text generation before its first step: the model with its head, the examples."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from app.domain.datasets import read_records
+from app.domain.errors import InvalidInput, TrainingFailed
+from app.domain.job_spec import JobSpec
+from app.domain.registry import resolve
+from app.storage.port import Storage
+from worker.task_file import TASK_NAME, TaskFile
+from worker.tasks import Example, LossOptions, Task
+from worker.training.bases import WarmBases
+from worker.training.batches import derived_seed, split
+from worker.training.checkpoints import locate_start
+from worker.training.commands import Train
+from worker.training.dataset_content import open_dataset
+from worker.training.examples import EncodedExamples, encode_examples
+from worker.training.learner import Learner
+from worker.training.manifest import Origin
+from worker.training.task_learner import TaskLearner
+from worker.tuning import Tuning
+from worker.tuning.making import make_tuning
+
+
+def make_task_learner(
+    command: Train, bases: WarmBases, storage: Storage, token_budget: int
+) -> tuple[Learner, float]:
+    """Return a learner before its first step, and the seconds that loading its base model took.
+
+    Raises:
+        TrainingFailed: a dataset has a record that cannot be trained on.
+        InvalidInput: the base model or the adapter to start from cannot be used.
+    """
+    spec, directory = command.spec, Path(command.base.directory)
+    start = locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
+    outline = _survey(command, storage) if start is None else _outline_of(start)
+    # The head's and the adapter's first weights.
+    torch.manual_seed(derived_seed(spec.seed, "adapter"))
+    bases.forget()
+    started = time.perf_counter()
+    task: Task = resolve(command.implementation)(directory, outline, bases.profile, spec)
+    load_seconds = time.perf_counter() - started
+    training = _examples(command, storage, task, "training_file")
+    heldout = list[Example]()
+    if spec.validation_file is not None:
+        heldout = list(_examples(command, storage, task, "validation_file").examples)
+    elif spec.evaluation.holdout > 0:
+        kept, out = split(len(training.examples), spec.evaluation.holdout, spec.seed)
+        heldout = [training.examples[number] for number in out]
+        training = EncodedExamples([training.examples[number] for number in kept])
+    tuning: Tuning = make_tuning(spec, task, _total_steps(spec, training))
+    if start is not None:
+        tuning.load_adapter(start)
+    learner = TaskLearner(
+        spec,
+        task,
+        tuning,
+        command.base.name_or_path,
+        training,
+        heldout,
+        token_budget,
+        LossOptions(label_smoothing=spec.hyperparameters.label_smoothing),
+        Origin(
+            spec,
+            command.base,
+            directory,
+            bases.profile,
+            task_file=TaskFile(spec.task, dict(outline)),
+        ).write,
+    )
+    return learner, load_seconds
+
+
+def _survey(command: Train, storage: Storage) -> dict[str, Any]:
+    spec = command.spec
+    survey = resolve(command.implementation).survey
+    try:
+        with open_dataset(storage, spec.training_file, "training_file") as stream:
+            outline: dict[str, Any] = survey(read_records(stream))
+    except InvalidInput as error:
+        raise TrainingFailed(
+            error.message, code="invalid_training_file", param="training_file"
+        ) from error
+    return outline
+
+
+def _outline_of(adapter: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode((adapter / TASK_NAME).read_bytes(), type=TaskFile).outline
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidInput(f"the model to start from has no readable {TASK_NAME}") from error
+
+
+def _examples(command: Train, storage: Storage, task: Task, param: str) -> EncodedExamples:
+    spec = command.spec
+    file = spec.training_file if param == "training_file" else spec.validation_file
+    assert file is not None
+    longest = spec.hyperparameters.max_length_tokens
+    with open_dataset(storage, file, param) as stream:
+        return encode_examples(stream, lambda record: task.encode(record, longest), param)
+
+
+def _total_steps(spec: JobSpec, training: EncodedExamples) -> int:
+    batches = -(-len(training.examples) // spec.hyperparameters.batch_size)
+    return batches * spec.hyperparameters.num_epochs

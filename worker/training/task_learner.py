@@ -1,0 +1,199 @@
+"""A task in training: a whole model with its head, in padded batches."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.domain.job_spec import JobSpec
+from worker.evaluation.measure import values
+from worker.tasks import Batch, Example, Judged, LossOptions, Task
+from worker.training.batches import derived_seed, epoch_order
+from worker.training.examples import EncodedExamples
+from worker.training.learner import StateTensors, StepResult
+from worker.training.metrics import MetricsLog, StepMetrics, ValidationMetrics
+from worker.training.parameter_optimizer import ParameterOptimizer
+from worker.training.schedule import learning_rate_factor
+from worker.training.session import non_finite
+from worker.tuning import Tuning, named_weights
+
+
+class TaskLearner:
+    """See `learner.Learner`.
+
+    Everything random in a step is drawn from a seed that the step has for itself, so that a step
+    number is all that a resumed run needs.
+
+    Args:
+        base_model_name: written into the adapter, so that it loads anywhere.
+        heldout: what to validate on; empty: nothing.
+        budget: what the examples of one pass may cost together.
+        write_origin: adds to the directory of an adapter what it was trained with.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        task: Task,
+        tuning: Tuning,
+        base_model_name: str,
+        training: EncodedExamples,
+        heldout: Sequence[Example],
+        budget: int,
+        options: LossOptions,
+        write_origin: Callable[[Path, int], None],
+    ) -> None:
+        self.step = 0
+        self.trained_tokens = 0
+        self.log = MetricsLog()
+        self._spec = spec
+        self._chosen = spec.hyperparameters
+        self._task = task
+        self._tuning = tuning
+        self._base_model_name = base_model_name
+        self._training = training
+        self._heldout = heldout
+        self._budget = budget
+        self._options = options
+        self._write_origin = write_origin
+        self._trained = [weight for _, weight in named_weights(tuning.groups())]
+        self._optimizer = ParameterOptimizer(tuning, self._chosen.weight_decay)
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self._training.examples) / self._chosen.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self._chosen.num_epochs
+
+    @property
+    def learning_rate(self) -> float:
+        chosen = self._chosen
+        factor = learning_rate_factor(
+            self.step + 1, self.total_steps, chosen.scheduler, chosen.warmup_ratio
+        )
+        return chosen.learning_rate * factor
+
+    @property
+    def has_heldout(self) -> bool:
+        return bool(self._heldout)
+
+    def description(self) -> dict[str, Any]:
+        return self._training.description()
+
+    def take_step(self, before_update: Callable[[], None]) -> StepResult:
+        examples = self._next_batch()
+        learning_rate = self.learning_rate
+        torch.manual_seed(derived_seed(self._spec.seed, "step", self.step))
+        _set_training(self._tuning.model, True)
+        loss = self._accumulate_gradients(examples)
+        before_update()
+        if not math.isfinite(loss):
+            raise non_finite("loss", self.step + 1, learning_rate)
+        grad_norm = self._optimizer.step(learning_rate, self._chosen.max_grad_norm)
+        if not math.isfinite(grad_norm):
+            raise non_finite("gradient", self.step + 1, learning_rate)
+        cost = sum(example.cost for example in examples)
+        self.step += 1
+        self.trained_tokens += cost
+        self.log.steps.append(StepMetrics(self.step, loss))
+        return StepResult(loss, {}, grad_norm, cost)
+
+    def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
+        judged = self.judge(is_interrupted)
+        if judged is None:
+            return None
+        found = values(self._task.score(judged))
+        mean_loss = sum(judged.losses) / len(judged.losses)
+        metrics = {name: value for name, value in found.items() if name != "loss"}
+        return ValidationMetrics(self.step, mean_loss, metrics)
+
+    @torch.no_grad()
+    def judge(self, is_interrupted: Callable[[], bool]) -> Judged | None:
+        """Return the held-out examples as the model sees them now; None when interrupted."""
+        _set_training(self._tuning.model, False)
+        losses: list[float] = []
+        predictions: list[Any] = []
+        for part in in_passes(self._heldout, self._budget):
+            if is_interrupted():
+                return None
+            batch = self._collate(part)
+            found = self._task.loss(self._tuning.model, batch, LossOptions())
+            losses += (found.sums / found.weights.clamp(min=1e-12)).tolist()
+            predictions += self._task.predict(self._tuning.model, batch)
+        return Judged(self._heldout, predictions, losses)
+
+    def save_adapter(self, directory: Path) -> None:
+        self._tuning.save(directory, self._base_model_name)
+        self._write_origin(directory, self.step)
+
+    def state_tensors(self) -> StateTensors:
+        return {"optimizer": self._optimizer.state_tensors(), **self._tuning.state_tensors()}
+
+    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+        self._tuning.load_state_tensors(tensors)
+        self._optimizer.load_state_tensors(tensors["optimizer"])
+
+    def close(self) -> None:
+        return
+
+    def _next_batch(self) -> list[Example]:
+        examples = self._training.examples
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(examples), self._spec.seed, epoch)
+        size = self._chosen.batch_size
+        return [examples[i] for i in self._order[1][position * size : (position + 1) * size]]
+
+    def _accumulate_gradients(self, examples: Sequence[Example]) -> float:
+        """Return the loss of a batch, whose gradients are then those of the batch as a whole."""
+        budget = sum(one.cost for one in examples) * len(examples)
+        if not self._task.is_batch_whole:
+            budget = self._budget
+        sums: list[Tensor] = []
+        weights = 0.0
+        for part in in_passes(examples, budget):
+            found = self._task.loss(self._tuning.model, self._collate(part), self._options)
+            total = found.sums.sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            sums.append(total.detach())
+            weights += float(found.weights.sum())
+        # What they are divided by is known only now.
+        for weight in self._trained:
+            if weight.grad is not None:
+                weight.grad.div_(weights)
+        extra = self._tuning.before_update(self.step + 1)
+        if extra is not None:
+            extra.backward()  # type: ignore[no-untyped-call]
+        return float(torch.stack(sums).sum()) / weights
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        device = next(self._tuning.model.parameters()).device
+        return {name: tensor.to(device) for name, tensor in self._task.collate(examples).items()}
+
+
+def in_passes(examples: Sequence[Example], budget: int) -> Iterator[Sequence[Example]]:
+    """Yield examples in order, as many together as stay within the budget once padded."""
+    together: list[Example] = []
+    longest = 0
+    for example in examples:
+        longest = max(longest, example.cost)
+        if together and longest * (len(together) + 1) > budget:
+            yield together
+            together, longest = [], example.cost
+        together.append(example)
+    if together:
+        yield together
+
+
+def _set_training(model: nn.Module, is_training: bool) -> None:
+    """Switch dropout on or off; batch statistics stay those of the base model."""
+    model.train(is_training)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -1,0 +1,18 @@
+"""Choosing what trains a model: `peft`, or every weight."""
+
+from app.domain.job_spec import JobSpec
+from worker.tasks import Task
+from worker.tuning import Tuning
+from worker.tuning.peft_config import Surroundings
+from worker.tuning.peft_tuning import PeftTuning
+
+
+def make_tuning(spec: JobSpec, task: Task, total_steps: int) -> Tuning:
+    """Return what is trained of a task's model.
+
+    Raises:
+        InvalidInput: the adapter does not fit the model.
+    """
+    task.model.requires_grad_(False)
+    around = Surroundings(task.model, task.head_modules, task.peft_task_type, total_steps)
+    return PeftTuning(spec.adapter, around)

@@ -1,0 +1,83 @@
+"""An adapter that `peft` puts into a model of any kind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from app.domain.errors import InvalidInput
+from app.domain.job_spec import AdapterSpec
+from worker.trunk.peft_format import WEIGHTS_NAME
+from worker.tuning import WEIGHTS, WeightGroup, named_weights
+from worker.tuning.peft_config import Surroundings, peft_config
+
+
+class PeftTuning:
+    """See `Tuning`.
+
+    Args:
+        adapter: which kind, and its options.
+        around: the model to change in place, and what its configuration depends on.
+    """
+
+    def __init__(self, adapter: AdapterSpec, around: Surroundings) -> None:
+        self._config = peft_config(adapter, around)
+        self._plus_ratio: float | None = adapter.complete_options().get("lora_plus_ratio")
+        # Adapters are trained in float32 whatever the format of the base model.
+        self._peft = peft.get_peft_model(around.model, self._config, autocast_adapter_dtype=True)
+        self.model: nn.Module = self._peft
+
+    def groups(self) -> Sequence[WeightGroup]:
+        trained = [
+            (name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad
+        ]
+        if self._plus_ratio is None:
+            return [WeightGroup(trained)]
+        return [
+            WeightGroup([one for one in trained if "lora_B" not in one[0]]),
+            WeightGroup([one for one in trained if "lora_B" in one[0]], self._plus_ratio),
+        ]
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        with self._peft.disable_adapter():
+            yield
+
+    def before_update(self, step: int) -> Tensor | None:
+        return None
+
+    def after_update(self, step: int) -> None:
+        return
+
+    def save(self, directory: Path, base_model_name: str) -> None:
+        tensors = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(on_cpu, directory / WEIGHTS_NAME, metadata={"format": "pt"})
+        config = self._config
+        was_training, config.inference_mode = config.inference_mode, True
+        config.base_model_name_or_path = base_model_name
+        config.save_pretrained(str(directory))
+        config.inference_mode = was_training
+
+    def load_adapter(self, directory: Path) -> None:
+        try:
+            tensors = load_file(directory / WEIGHTS_NAME)
+            found: Any = peft.set_peft_model_state_dict(self.model, tensors)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InvalidInput("the model to start from does not fit its base model") from error
+        if found.unexpected_keys:
+            raise InvalidInput(f"the model to start from holds {found.unexpected_keys[0]}")
+
+    def state_tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
+        return {WEIGHTS: {name: weight.detach() for name, weight in named_weights(self.groups())}}
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, weight in named_weights(self.groups()):
+            weight.copy_(tensors[WEIGHTS][name])
