@@ -1,9 +1,8 @@
 """Every preference loss, its gradient and its metrics, against TRL's trainers.
 
 Both sides start from the same token ids and the same model: TRL pads and sums, we take the rows
-that matter. Everything is float32, and losses agree to 1e-6. Rewards are differences of summed
-log-probabilities, and agree to 1e-6 of these; gradients have come through a whole model, and agree
-to 1e-6 of their largest entry.
+that matter. Everything is float32, and losses and gradients agree to 1e-6. Metrics, differences of
+sums of about 20, agree to 1e-5.
 """
 
 from typing import Any
@@ -11,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from app.domain.errors import UnknownName
 from tests.training.losses.trl_trainers import (
+    TOLERANCE,
+    VOCAB,
     CPOTrainer,
     DPOTrainer,
     KTOTrainer,
     ORPOTrainer,
     Padded,
+    TinyModel,
+    assert_alike,
     pad,
     tiny_model,
     trainer,
@@ -39,7 +41,6 @@ from worker.training.losses.preference import (
 # TRL asks transformers for a property whose name is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
 PAIRS = 4
 METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 PAIR_METRICS = (*METRICS, "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -51,10 +52,10 @@ def sequences(seed: int, count: int) -> list[tuple[list[int], list[int]]]:
 
     def tokens(fewest: int, most: int) -> list[int]:
         length = int(torch.randint(fewest, most + 1, (1,), generator=generator))
-        found: list[int] = torch.randint(1, 64, (length,), generator=generator).tolist()
+        found: list[int] = torch.randint(1, VOCAB, (length,), generator=generator).tolist()
         return found
 
-    return [(tokens(2, 5), tokens(1, 9)) for _ in range(count)]
+    return [(tokens(2, 5), tokens(1, 6)) for _ in range(count)]
 
 
 def pairs() -> Padded:
@@ -66,16 +67,16 @@ def pairs() -> Padded:
 
 
 @pytest.fixture(scope="module")
-def policy() -> LlamaForCausalLM:
+def policy() -> TinyModel:
     return tiny_model(1)
 
 
 @pytest.fixture(scope="module")
-def reference() -> LlamaForCausalLM:
+def reference() -> TinyModel:
     return tiny_model(2)
 
 
-def answer_sums(model: LlamaForCausalLM, batch: Padded, mask: Tensor) -> Tensor:
+def answer_sums(model: TinyModel, batch: Padded, mask: Tensor) -> Tensor:
     """Return the summed log-probabilities of the masked tokens of each sequence."""
     hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     rows = mask[:, 1:].bool()
@@ -86,7 +87,7 @@ def answer_sums(model: LlamaForCausalLM, batch: Padded, mask: Tensor) -> Tensor:
 
 
 def answers(
-    policy: LlamaForCausalLM, reference: LlamaForCausalLM | None, batch: Padded, is_chosen: Tensor
+    policy: TinyModel, reference: TinyModel | None, batch: Padded, is_chosen: Tensor
 ) -> tuple[Answers, Answers]:
     """Return the chosen and the other answers."""
     sums = answer_sums(policy, batch, batch.completion_mask)
@@ -108,31 +109,17 @@ def is_first_half(batch: Padded) -> Tensor:
     return torch.arange(len(batch.input_ids)) < len(batch.input_ids) // 2
 
 
-def assert_alike(found: PreferenceLoss, expected: Tensor, policy: LlamaForCausalLM) -> None:
-    """The mean loss, and its gradient in every weight of the model, are TRL's."""
-    weights = [weight for weight in policy.parameters() if weight.requires_grad]
-    total = found.values.mean()
-    torch.testing.assert_close(total, expected, **TOLERANCE)
-    gradients = torch.autograd.grad(total, weights)
-    expected_gradients = torch.autograd.grad(expected, weights)
-    assert any(gradient.abs().max() > 1e-3 for gradient in expected_gradients)
-    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
-        largest = float(expected_gradient.abs().max().clamp(min=1))
-        torch.testing.assert_close(gradient, expected_gradient, atol=1e-6 * largest, rtol=0)
-
-
 def assert_same_metrics(found: PreferenceLoss, expected: Any, names: tuple[str, ...]) -> None:
     metrics = preference_metrics([found.metrics])
-    largest = max(abs(metrics[name]) for name in metrics if name.startswith("logps/"))
     for name in names:
         (value,) = expected[name] if isinstance(expected[name], list) else [expected[name]]
-        assert metrics[name] == pytest.approx(value, abs=1e-6 * max(largest, 1)), name
+        assert metrics[name] == pytest.approx(value, abs=1e-5), name
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
 def test_losses_of_the_dpo_trainer(
-    policy: LlamaForCausalLM, reference: LlamaForCausalLM, loss_type: str, beta: float
+    policy: TinyModel, reference: TinyModel, loss_type: str, beta: float
 ) -> None:
     batch = pairs()
     dpo = trainer(
@@ -162,11 +149,11 @@ def test_losses_of_the_dpo_trainer(
     options = PreferenceOptions(loss_type=loss_type, beta=beta)
     found = preference_loss(Preferences(chosen, rejected), options)
 
-    assert_alike(found, expected, policy)
+    assert_alike(found.values.mean(), expected, policy)
     assert_same_metrics(found, dpo._metrics["train"], PAIR_METRICS)
 
 
-def test_conservative_dpo(policy: LlamaForCausalLM, reference: LlamaForCausalLM) -> None:
+def test_conservative_dpo(policy: TinyModel, reference: TinyModel) -> None:
     # TRL's DPO has lost its label smoothing; its CPO, given log-ratios, is the same formula.
     batch = pairs()
     chosen, rejected = answers(policy, reference, batch, is_first_half(batch))
@@ -177,9 +164,8 @@ def test_conservative_dpo(policy: LlamaForCausalLM, reference: LlamaForCausalLM)
     found = preference_loss(Preferences(chosen, rejected), options)
 
     torch.testing.assert_close(found.values, expected, **TOLERANCE)
-    weights = policy.model.embed_tokens.weight
-    (expected_gradient,) = torch.autograd.grad(expected.sum(), weights, retain_graph=True)
-    (gradient,) = torch.autograd.grad(found.values.sum(), weights)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), policy.probe, retain_graph=True)
+    (gradient,) = torch.autograd.grad(found.values.sum(), policy.probe)
     torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE)
 
 
@@ -197,7 +183,7 @@ def reference_free_batch(batch: Padded) -> dict[str, Tensor]:
     }
 
 
-def test_loss_of_the_orpo_trainer(policy: LlamaForCausalLM) -> None:
+def test_loss_of_the_orpo_trainer(policy: TinyModel) -> None:
     batch = pairs()
     orpo = trainer(ORPOTrainer, beta=0.3, padding_value=0)
     expected, expected_metrics = orpo.get_batch_loss_metrics(policy, reference_free_batch(batch))
@@ -212,13 +198,13 @@ def test_loss_of_the_orpo_trainer(policy: LlamaForCausalLM) -> None:
         PreferenceOptions(loss_type="orpo", beta=0.3),
     )
 
-    assert_alike(found, expected, policy)
+    assert_alike(found.values.mean(), expected, policy)
     own = ("nll_loss", "log_odds_ratio", "log_odds_chosen")
     assert_same_metrics(found, expected_metrics, (*PAIR_METRICS, *own))
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_simpo_of_the_cpo_trainer(policy: LlamaForCausalLM, label_smoothing: float) -> None:
+def test_simpo_of_the_cpo_trainer(policy: TinyModel, label_smoothing: float) -> None:
     batch = pairs()
     cpo = trainer(
         CPOTrainer,
@@ -238,14 +224,14 @@ def test_simpo_of_the_cpo_trainer(policy: LlamaForCausalLM, label_smoothing: flo
     )
     found = preference_loss(Preferences(chosen, rejected), options)
 
-    assert_alike(found, expected, policy)
+    assert_alike(found.values.mean(), expected, policy)
     assert_same_metrics(found, expected_metrics, PAIR_METRICS)
 
 
 @pytest.mark.parametrize("label", [[1, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("is_swapped", [False, True])
 def test_loss_of_the_kto_trainer(
-    policy: LlamaForCausalLM, reference: LlamaForCausalLM, label: list[int], is_swapped: bool
+    policy: TinyModel, reference: TinyModel, label: list[int], is_swapped: bool
 ) -> None:
     # The KL of one direction is positive and that of the other is cut off at 0.
     model, other = (reference, policy) if is_swapped else (policy, reference)
@@ -289,7 +275,7 @@ def test_loss_of_the_kto_trainer(
     )
     found = preference_loss(Preferences(desirable, undesirable, kl=kl), options)
 
-    assert_alike(found, expected, model)
+    assert_alike(found.values.mean(), expected, model)
     measured = kto._metrics["train"]
     names = [name for name in (*METRICS, "kl", "logps/chosen", "logps/rejected") if measured[name]]
     assert_same_metrics(found, measured, tuple(names))
@@ -297,7 +283,7 @@ def test_loss_of_the_kto_trainer(
 
 
 def test_the_kl_of_kto_is_positive_in_one_direction_only(
-    policy: LlamaForCausalLM, reference: LlamaForCausalLM
+    policy: TinyModel, reference: TinyModel
 ) -> None:
     # Without this the test above would not see whether the KL is cut off at 0.
     batch = pad(sequences(3, 5))

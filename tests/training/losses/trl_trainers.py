@@ -27,6 +27,8 @@ with warnings.catch_warnings():
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
 __all__ = [
+    "TOLERANCE",
+    "VOCAB",
     "CPOTrainer",
     "ChunkedLogProbFunction",
     "DPOTrainer",
@@ -34,20 +36,45 @@ __all__ = [
     "KTOTrainer",
     "ORPOTrainer",
     "Padded",
+    "TinyModel",
+    "assert_alike",
     "pad",
     "tiny_model",
     "trainer",
 ]
 
+VOCAB = 32
+LONGEST = 16
+TOLERANCE = {"atol": 1e-6, "rtol": 1e-6}
 FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
-def tiny_model(seed: int, temperature: float = 1.0) -> LlamaForCausalLM:
-    """Return a random model whose head is frozen, as it is under an adapter."""
+class TinyModel(LlamaForCausalLM):
+    """A random frozen model, and something to take the gradient in.
+
+    Attributes:
+        probe: [1, LONGEST, hidden] zeros, added to the last hidden states of every pass. The
+            gradient in it is what an adapter below would see, before a whole model blurs it.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.requires_grad_(False)
+        self.probe = torch.zeros(1, LONGEST, config.hidden_size, requires_grad=True)
+        self.model.register_forward_hook(self._add_probe)
+
+    def _add_probe(self, _module: Any, _args: Any, output: Any) -> Any:
+        hidden = output.last_hidden_state
+        output.last_hidden_state = hidden + self.probe[:, : hidden.shape[1]]
+        return output
+
+
+def tiny_model(seed: int, temperature: float = 1.0) -> TinyModel:
+    """Return a random model as TRL's trainers want theirs."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
+    model = TinyModel(
         LlamaConfig(
-            vocab_size=64,
+            vocab_size=VOCAB,
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=1,
@@ -56,9 +83,17 @@ def tiny_model(seed: int, temperature: float = 1.0) -> LlamaForCausalLM:
             tie_word_embeddings=False,
         )
     )
-    model.lm_head.requires_grad_(False)
     add_fused_lm_head(model, temperature=temperature, outputs=FUSED_OUTPUTS)
     return model
+
+
+def assert_alike(found: Tensor, expected: Tensor, model: TinyModel) -> None:
+    """A loss and its gradient are TRL's, in float32 to 1e-6."""
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    (gradient,) = torch.autograd.grad(found, model.probe)
+    (expected_gradient,) = torch.autograd.grad(expected, model.probe)
+    assert expected_gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE)
 
 
 def trainer(trainer_class: type, **attributes: Any) -> Any:
