@@ -1,8 +1,8 @@
 """Extractive answers, compared as SQuAD's official evaluation does.
 
 Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822: case, punctuation and the English articles
-do not count. The script is part of no library that does without torch or downloads, so its few
-lines are here; the tests hold them against the copy in transformers.
+do not count. No library that does without torch or downloads has the script, so its few lines are
+here; the tests hold them to numbers of torchmetrics.
 """
 
 import re

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, matthews_corrcoef, roc_auc_score
 
 from worker.evaluation.measure import (
+    MIN_RESAMPLES,
     ClassScores,
     Confusion,
     Draws,
@@ -18,10 +19,9 @@ from worker.evaluation.measure import (
 )
 from worker.evaluation.precision import from_counts
 
-# scikit-learn takes one sample of rows a call: about 1 ms, for ROC AUC 0.6 ms a class. Forty
-# drawings are the fewest that leave one beyond each bound of the 95 % interval.
+# scikit-learn takes one sample of rows a call: about 1 ms, for ROC AUC 0.6 ms a class.
 _SLOW_RESAMPLES = 200
-_FEWEST_RESAMPLES = 40
+_MAX_CLASSES_FOR_INTERVAL = 20
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -139,15 +139,22 @@ def _mean(of_class: Floats, weights: Floats) -> Floats:
 
 
 def _matthews(truths: NDArray[np.int64], predicted: NDArray[np.int64]) -> Scorer:
+    def score_drawn(true: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+        if np.all(true == true[0]) and np.all(found == true[0]):
+            return np.nan  # With one class there is nothing to be correlated.
+        return float(matthews_corrcoef(true, found))
+
     def score(draws: Draws) -> dict[str, Floats]:
-        found = [matthews_corrcoef(truths[drawn], predicted[drawn]) for drawn in draws]
-        return {"mcc": np.array(found, np.float64)}
+        return {"mcc": np.array([score_drawn(truths[drawn], predicted[drawn]) for drawn in draws])}
 
     return Scorer(score, _SLOW_RESAMPLES)
 
 
 def _ranking(is_true: NDArray[np.bool_], scores: Floats) -> Scorer:
-    """Return the area under the ROC curve, one class against the rest, mean over classes."""
+    """Return the area under the ROC curve, one class against the rest, mean over classes.
+
+    Of many classes it has no interval: that would take longer than all else together.
+    """
     num_classes = is_true.shape[1]
 
     def score_drawn(drawn: NDArray[np.int64]) -> float:
@@ -165,7 +172,9 @@ def _ranking(is_true: NDArray[np.bool_], scores: Floats) -> Scorer:
             return {"roc_auc": np.full(len(draws), np.nan)}
         return {"roc_auc": np.array([score_drawn(drawn) for drawn in draws])}
 
-    return Scorer(score, max(_FEWEST_RESAMPLES, min(_SLOW_RESAMPLES, 2_000 // num_classes)))
+    if num_classes > _MAX_CLASSES_FOR_INTERVAL:
+        return Scorer(score, resamples=1)
+    return Scorer(score, max(MIN_RESAMPLES, _SLOW_RESAMPLES // num_classes))
 
 
 def _outcomes(

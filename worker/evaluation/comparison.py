@@ -56,7 +56,7 @@ def compare(base: Scored, tuned: Scored, seed: int = 0) -> Comparison:
         base=evaluation(base, base_values, base_draws),
         tuned=evaluation(tuned, tuned_values, tuned_draws),
         differences=tuple(
-            _difference(name, base.rows, base_values, tuned_values, base_draws, tuned_draws)
+            _difference(name, base_values, tuned_values, base_draws, tuned_draws)
             for name in tuned_values
             if name in base_values
         ),
@@ -85,7 +85,6 @@ def refusal(comparison: Comparison, metric: str, min_gain: float) -> str | None:
 
 def _difference(
     name: str,
-    rows: int,
     base_values: Mapping[str, float],
     tuned_values: Mapping[str, float],
     base_draws: Mapping[str, Floats],
@@ -94,7 +93,7 @@ def _difference(
     before, after = finite(base_values[name]), finite(tuned_values[name])
     if before is None or after is None:
         return Difference(name, before, after, None, None, None, False, False)
-    low, high = interval(tuned_draws[name] - base_draws[name], rows)
+    low, high = interval(tuned_draws[name] - base_draws[name])
     is_up = low is not None and low > 0
     is_down = high is not None and high < 0
     better, worse = (is_up, is_down) if METRICS[name].is_higher_better else (is_down, is_up)

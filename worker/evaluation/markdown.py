@@ -134,7 +134,9 @@ def _meanings(tuned: Evaluation) -> str:
 def _verdict(one: Difference) -> str:
     if one.is_better:
         return "better"
-    return "worse" if one.is_worse else "no clear difference"
+    if one.is_worse:
+        return "worse"
+    return "" if one.low is None else "no clear difference"
 
 
 def _measurement(one: Measurement) -> str:

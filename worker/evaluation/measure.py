@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
 
 NUM_RESAMPLES = 1_000
+MIN_RESAMPLES = 40  # Fewer leave none beyond each bound of 95 %.
 MIN_ROWS_FOR_INTERVAL = 10  # The percentiles of fewer are far too narrow to be shown to anyone.
 _NUMBERS_IN_A_CHUNK = 2_000_000
 
@@ -77,7 +78,8 @@ class Scorer:
     Attributes:
         score: takes draws [drawings, rows] int64, in each line the indices of the rows drawn;
             returns by metric the values [drawings] float64, NaN where undefined.
-        resamples: how many drawings it is asked for; fewer where a metric is slow.
+        resamples: how many drawings it is asked for; fewer where a metric is slow, and below
+            `MIN_RESAMPLES` where it is too slow for an interval.
     """
 
     score: Callable[[Draws], Mapping[str, Floats]]
@@ -121,7 +123,7 @@ def evaluation(
     return Evaluation(
         rows=scored.rows,
         metrics=tuple(
-            Measurement(name, finite(value), *interval(resampled[name], scored.rows))
+            Measurement(name, finite(value), *interval(resampled[name]))
             for name, value in found.items()
         ),
         per_class=scored.per_class,
@@ -146,19 +148,20 @@ def resample(scored: Scored, seed: int = 0) -> dict[str, Floats]:
     """Return each metric's values on drawings of the rows.
 
     The drawings depend on the seed and the number of rows alone, so the values of two models on
-    the same rows are paired.
+    the same rows are paired. Rows too few for an interval are drawn once only.
     """
     found: dict[str, Floats] = {}
     for scorer in scored.scorers:
-        chunks = [scorer.score(draws) for draws in _drawings(scored.rows, scorer.resamples, seed)]
+        resamples = scorer.resamples if scored.rows >= MIN_ROWS_FOR_INTERVAL else 1
+        chunks = [scorer.score(draws) for draws in _drawings(scored.rows, resamples, seed)]
         found |= {name: np.concatenate([one[name] for one in chunks]) for name in chunks[0]}
     return found
 
 
-def interval(resampled: Floats, rows: int) -> tuple[float | None, float | None]:
-    """Return the bounds of the central 95 %; None where rows or defined values are too few."""
+def interval(resampled: Floats) -> tuple[float | None, float | None]:
+    """Return the bounds of the central 95 %; None where too few values are there or defined."""
     defined = resampled[np.isfinite(resampled)]
-    if rows < MIN_ROWS_FOR_INTERVAL or 2 * len(defined) < len(resampled):
+    if len(defined) < max(MIN_RESAMPLES, len(resampled) / 2):
         return None, None
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
