@@ -143,27 +143,44 @@ class Recorder:
     def finished(self, message: Message) -> None:
         """Publish: the adapter's name, the files of results and the status, all in one."""
         results = self._store_results(message)
+        shown = {
+            "epoch": self._lease.epoch,
+            "finished_at": now(),
+            "estimated_finish": None,
+            "trained_tokens": message["trained_tokens"],
+            "result_files": [result.id for result in results],
+            "report": message["report"],
+            "lease_expires_at": None,
+        }
 
         def write(connection: Connection) -> None:
-            jobs.transition(
-                connection,
-                self._job.id,
-                JobStatus.SUCCEEDED,
-                message="The job has successfully completed",
-                epoch=self._lease.epoch,
-                finished_at=now(),
-                estimated_finish=None,
-                trained_tokens=message["trained_tokens"],
-                result_files=[result.id for result in results],
-                report=message["report"],
-                lease_expires_at=None,
-            )
+            if message["refusal"] is not None:
+                self._refuse(connection, message["refusal"], shown)
+            else:
+                told = "The job has successfully completed"
+                jobs.transition(
+                    connection, self._job.id, JobStatus.SUCCEEDED, message=told, **shown
+                )
+                self._name(connection, self._job.output_model, message, is_final=True)
+                events.add(connection, self._job.id, f"New model: {self._job.output_model}")
             for result in results:
                 files.add(connection, result)
-            self._name(connection, self._job.output_model, message, is_final=True)
-            events.add(connection, self._job.id, f"New model: {self._job.output_model}")
 
         self._write(write)
+
+    def _refuse(self, connection: Connection, refusal: str, shown: dict[str, Any]) -> None:
+        """End a job whose result is not good enough to be published; its report says why."""
+        text = f"The model was not published: {refusal}"
+        param = "tunesmith.evaluation.deploy_if"
+        jobs.transition(
+            connection,
+            self._job.id,
+            JobStatus.FAILED,
+            message=text,
+            level="error",
+            error={"code": "deploy_refused", "message": text, "param": param},
+            **shown,
+        )
 
     def failed(self, code: str, text: str, param: str | None) -> None:
         """End the job for a reason that another attempt would meet again."""

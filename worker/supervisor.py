@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from app.base_models import ensure_installed
-from app.db.repositories import counters, jobs, leases
+from app.db.repositories import adapters, counters, jobs, leases
 from app.db.repositories.jobs import Job
 from app.domain.errors import DomainError, LeaseLost, StorageFull, Unavailable
 from app.domain.job_spec import JobSpec
@@ -180,9 +180,16 @@ class Supervisor:
             "resume_from": job.resume_prefix,
             "deadline_file": str(deadline_path),
             "checkpoint_interval_seconds": self._resources.settings.checkpoint_interval_seconds,
+            "output_model": job.output_model,
+            "epoch_ends": self._epoch_ends(job),
             "step_log": self._resources.settings.step_log_path
             and str(self._resources.settings.step_log_path),
         }
+
+    def _epoch_ends(self, job: Job) -> dict[int, str]:
+        with self._resources.database.read() as connection:
+            named = adapters.list_of_job(connection, job.id)
+        return {one.step: one.checkpoint_prefix for one in named}
 
     def _follow(self, trainer: Trainer, lease: Lease, recorder: Recorder) -> None:
         """Record what the trainer tells until the attempt is over.

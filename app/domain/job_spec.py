@@ -107,6 +107,19 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyStopping:
+    """When a run ends before its last epoch.
+
+    Attributes:
+        patience: validations in a row that may bring nothing; at as many the run ends.
+        min_delta: what counts as an improvement must exceed it.
+    """
+
+    patience: int
+    min_delta: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """How a run trains.
 
@@ -120,6 +133,7 @@ class Hyperparameters:
         max_grad_norm: gradients are clipped to this global norm.
         max_length_tokens: longer records are cut at the end.
         label_smoothing: share of the target that is spread over all classes.
+        early_stopping: None: every epoch is run.
     """
 
     num_epochs: int
@@ -131,6 +145,7 @@ class Hyperparameters:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
+    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from app.services.files import FINE_TUNE
 from app.services.models import Model
 
 MAX_SEED = 2**31 - 1
+# Fewer records are all needed for training.
+MIN_RECORDS_TO_HOLD_OUT = 50
 PAUSE_REQUESTED = "Pause requested: the job pauses at the end of the running step"
 
 
@@ -75,6 +77,7 @@ def create(
         file = _dataset(connection, principal, request.validation_file, "validation_file")
         _check_records(task, request.method, file, "validation_file")
     _check_batch_size(request, training_file)
+    _check_evaluation(request, training_file)
     start_from, adapter = None, request.adapter or {"type": LORA}
     if model.adapter is not None:
         start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
@@ -227,6 +230,27 @@ def _check_batch_size(request: JobRequest, training_file: File) -> None:
             f"batch_size {batch_size} is larger than the {records} records of the training file",
             param=f"method.{request.method}.hyperparameters.batch_size",
         )
+
+
+def _check_evaluation(request: JobRequest, training_file: File) -> None:
+    """Refuse a choice by held-out data where there will be none."""
+    holdout = request.evaluation.get("holdout", "auto")
+    if request.validation_file is not None or (holdout != "auto" and holdout > 0):
+        return
+    if holdout == "auto" and (training_file.record_count or 0) >= MIN_RECORDS_TO_HOLD_OUT:
+        return
+    wishes = {
+        "tunesmith.evaluation.best_metric": request.evaluation.get("best_metric"),
+        "tunesmith.evaluation.deploy_if": request.evaluation.get("deploy_if"),
+        "tunesmith.training.early_stopping": request.training.get("early_stopping"),
+    }
+    for param, wish in wishes.items():
+        if wish is not None:
+            raise InvalidInput(
+                f"{param} needs held-out data: give a validation_file, or a holdout above 0 (one "
+                f"is chosen by itself from {MIN_RECORDS_TO_HOLD_OUT} records on)",
+                param=param,
+            )
 
 
 def _adapter_of_parent(

@@ -17,6 +17,7 @@ from app.domain.job_spec import (
     AdapterSpec,
     DatasetRef,
     DeployCondition,
+    EarlyStopping,
     EvaluationSpec,
     Hyperparameters,
     JobSpec,
@@ -24,10 +25,10 @@ from app.domain.job_spec import (
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
 from app.domain.peft_kinds import PEFT_KINDS
+from app.services.jobs import MIN_RECORDS_TO_HOLD_OUT
 from app.storage import Storage
 
-# Fewer records are all needed for training; more than this many say nothing new when judged on.
-MIN_RECORDS_TO_HOLD_OUT = 50
+# More than this many say nothing new when judged on.
 MAX_HELD_OUT_RECORDS = 500
 
 _CHUNK_BYTES = 1 << 20
@@ -105,6 +106,9 @@ def _spec(
             learning_rate=base.learning_rate
             * PEFT_KINDS[adapter.type].learning_rate_factor
             * resolved["learning_rate_multiplier"],
+            early_stopping=msgspec.convert(
+                training.pop("early_stopping", None), EarlyStopping | None
+            ),
             **training,
         ),
         adapter=adapter,

@@ -127,6 +127,7 @@ def run_attempt(
         implementation: str = SUPERVISED,
         checkpoint_interval_seconds: float = 300.0,
         attempt: Attempt | None = None,
+        epoch_ends: Mapping[int, str] | None = None,
     ) -> Attempt:
         attempt = attempt or Attempt(answers or {})
         command = Train(
@@ -139,6 +140,7 @@ def run_attempt(
             resume_from=resume_from,
             deadline_file=None,
             checkpoint_interval_seconds=checkpoint_interval_seconds,
+            epoch_ends=dict(epoch_ends or {}),
         )
         run_job(command, bases, attempt.commands, attempt.send, token_budget=1024)
         return attempt

@@ -20,6 +20,9 @@ class Train(msgspec.Struct, frozen=True, tag="train", tag_field="op"):
         resume_from: storage prefix of the checkpoint to go on from.
         deadline_file: holds the moment past which no step may be taken.
         step_log: file to which every step appends a line.
+        output_model: the name that the result will have.
+        epoch_ends: storage prefix of the checkpoint of each epoch that earlier attempts completed,
+            by its step.
     """
 
     epoch: int
@@ -32,6 +35,8 @@ class Train(msgspec.Struct, frozen=True, tag="train", tag_field="op"):
     deadline_file: str | None
     checkpoint_interval_seconds: float
     step_log: str | None = None
+    output_model: str | None = None
+    epoch_ends: dict[int, str] = {}
 
 
 class Preload(msgspec.Struct, frozen=True, tag="preload", tag_field="op"):

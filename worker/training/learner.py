@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from worker.evaluation.measure import Scored
+from worker.evaluation.worst_rows import WorstRow
 from worker.training.metrics import MetricsLog, ValidationMetrics
 
 # Tensors by name, in groups by what they are: each group becomes a file of the checkpoint.
@@ -28,6 +30,19 @@ class StepResult:
     metrics: Mapping[str, float]
     grad_norm: float
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model makes of the held-out data.
+
+    Attributes:
+        scored: its predictions with their targets, ready to be measured.
+        worst: the rows that it gets most wrong.
+    """
+
+    scored: Scored
+    worst: tuple[WorstRow, ...]
 
 
 class Learner(Protocol):
@@ -76,11 +91,21 @@ class Learner(Protocol):
     def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
         """Measure the held-out data; None when interrupted."""
 
+    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
+        """Measure the held-out data row by row; None when interrupted.
+
+        Args:
+            is_base: measure the model as it was before training.
+        """
+
     def save_adapter(self, directory: Path) -> None:
         """Write what is served into an empty directory, with what it was trained with."""
 
     def state_tensors(self) -> StateTensors:
         """Return what a resumed run needs beside the adapter."""
+
+    def load_weights(self, adapter: Path, tensors: StateTensors) -> None:
+        """Take over the weights alone as they were saved."""
 
     def load_state(self, adapter: Path, tensors: StateTensors) -> None:
         """Take over weights and state as they were saved."""

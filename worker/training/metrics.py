@@ -49,6 +49,13 @@ class MetricsLog(msgspec.Struct):
     def has_validation(self, step: int) -> bool:
         return any(entry.step == step for entry in self.validations)
 
+    def history(self, metric: str) -> list[tuple[int, float | None]]:
+        """Return a metric's value after each validation; None where it was not measured."""
+        return [
+            (entry.step, entry.valid_loss if metric == "loss" else entry.metrics.get(metric))
+            for entry in self.validations
+        ]
+
     def at_checkpoint(self, step: int) -> dict[str, float]:
         """Return what was measured at a step, in the words of OpenAI's checkpoint object."""
         measured: dict[str, float] = {"step": step}

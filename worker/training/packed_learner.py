@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.training.learner import StateTensors, StepResult
+from worker.training.learner import Measured, StateTensors, StepResult
 from worker.training.metrics import MetricsLog, ValidationMetrics
 from worker.training.records import EncodedDataset
+from worker.training.rows import measure_rows
 from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.training.trained_weights import TrainedWeights
@@ -109,8 +110,19 @@ class PackedLearner:
             **self._weights.state_tensors(),
         }
 
-    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
+        assert self._heldout is not None
+        dataset, records = self._heldout
+        adapter = None if is_base else self._session.name
+        return measure_rows(
+            self._trunk, adapter, dataset, records, self._token_budget, is_interrupted
+        )
+
+    def load_weights(self, adapter: Path, tensors: StateTensors) -> None:
         self._weights.load(adapter, tensors)
+
+    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+        self.load_weights(adapter, tensors)
         self._session.optimizer.load_state_tensors(tensors["optimizer"])
         self._session.generator.set_state(tensors["rng"]["dropout"])
 

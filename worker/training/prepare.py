@@ -7,7 +7,7 @@ from app.domain.registry import resolve
 from app.domain.tasks import TEXT_GENERATION
 from app.storage.port import Storage
 from worker.training.bases import WarmBases
-from worker.training.checkpoints import Checkpoint, SavedLearner, read_checkpoint, restore
+from worker.training.checkpoints import SavedLearner, read_checkpoint, restore
 from worker.training.commands import Train
 from worker.training.learner import Learner
 from worker.training.prepare_packed import make_packed_learner
@@ -26,7 +26,7 @@ class Prepared:
     """
 
     learner: Learner
-    resumed: Checkpoint | None
+    resumed: SavedLearner | None
     base_load_seconds: float
 
     def as_message(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def prepare(command: Train, bases: WarmBases, storage: Storage, token_budget: in
     learner, base_load_seconds = make(command, bases, storage, token_budget)
     if saved is not None:
         restore(learner, saved)
-    return Prepared(learner, saved.checkpoint if saved else None, base_load_seconds)
+    return Prepared(learner, saved, base_load_seconds)
 
 
 def _read_saved(command: Train, storage: Storage) -> SavedLearner | None:

@@ -15,7 +15,7 @@ from app.storage.port import Storage
 from worker.task_file import TASK_NAME, TaskFile
 from worker.tasks import Example, LossOptions, Task
 from worker.training.bases import WarmBases
-from worker.training.batches import derived_seed, split
+from worker.training.batches import derived_seed
 from worker.training.checkpoints import locate_start
 from worker.training.commands import Train
 from worker.training.dataset_content import open_dataset
@@ -50,9 +50,7 @@ def make_task_learner(
     if spec.validation_file is not None:
         heldout = list(_examples(command, storage, task, "validation_file").examples)
     elif spec.evaluation.holdout > 0:
-        kept, out = split(len(training.examples), spec.evaluation.holdout, spec.seed)
-        heldout = [training.examples[number] for number in out]
-        training = EncodedExamples([training.examples[number] for number in kept])
+        training, heldout = training.without(spec.evaluation.holdout, spec.seed)
     tuning: Tuning = make_tuning(spec, task, _total_steps(spec, training))
     if start is not None:
         tuning.load_adapter(start)

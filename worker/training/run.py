@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.domain.errors import TrainingFailed
+from app.domain.registry import resolve
+from app.domain.tasks import TASKS
 from app.storage.port import Storage, open_storage
 from worker.training.bases import WarmBases
-from worker.training.checkpoints import Checkpoint, write_checkpoint
+from worker.training.best import best_step, epochs_since_best
+from worker.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
+from worker.training.outcome import Outcome
 from worker.training.prepare import Prepared, prepare
 from worker.training.step_log import StepLog
+
+# By name, since it draws: see there.
+_REPORT = "worker.training.reporting:report_on"
 
 
 class Send(Protocol):
@@ -77,11 +84,13 @@ class _Run:
         self._commands = commands
         self._send = send
         self._ending: Stop | Abandon | None = None
-        self._checkpoint = prepared.resumed
+        resumed = prepared.resumed
+        self._checkpoint = resumed.checkpoint if resumed else None
+        self._epoch_ends = dict(command.epoch_ends)
         self._checkpointed_at = time.monotonic()
         # A checkpoint of an epoch's end is written after its validation: without the one, the
         # other is due as well.
-        is_complete = prepared.resumed is not None and not self._is_validation_due()
+        is_complete = resumed is not None and not self._is_validation_due()
         self._last_epoch_end = self._learner.step if is_complete else 0
 
     def train(self) -> None:
@@ -100,7 +109,7 @@ class _Run:
             self._last_epoch_end = learner.step
         elif self._is_checkpoint_due():
             self._write_checkpoint(is_epoch_end=False)
-        if learner.step == learner.total_steps:
+        if learner.step == learner.total_steps or self._has_stopped_improving():
             return self._finish()
         return self._find_ending() is not None and self._end()
 
@@ -178,23 +187,60 @@ class _Run:
         checkpoint = write_checkpoint(
             self._storage, prefix, self._learner, self._command.spec, self._deadline.enforce
         )
+        if self._is_epoch_end:
+            # One that an earlier attempt wrote of this step has a name already, and equal bits.
+            self._epoch_ends.setdefault(step, prefix)
         self._step_log.write("checkpoint", step)
         return checkpoint
 
+    def _has_stopped_improving(self) -> bool:
+        """Say whether the last validations brought nothing, as `early_stopping` means it."""
+        stopping = self._command.spec.hyperparameters.early_stopping
+        if stopping is None or not self._is_epoch_end:
+            return False
+        history = self._learner.log.history(self._metric)
+        return epochs_since_best(self._metric, history, stopping.min_delta) >= stopping.patience
+
+    @property
+    def _metric(self) -> str:
+        spec = self._command.spec
+        return spec.evaluation.best_metric or TASKS[spec.task].main_metric
+
     def _finish(self) -> bool:
-        checkpoint = self._checkpoint
-        assert checkpoint is not None
+        """Publish the result with its report; or end, if a command came in between."""
+        chosen = self._chosen_checkpoint()
+        outcome: Outcome | None = Outcome()
+        if self._learner.has_heldout:
+            outcome = resolve(_REPORT)(
+                self._command, self._learner, chosen.step, lambda: self._find_ending() is not None
+            )
+        if outcome is None:
+            return self._end()
         self._send(
             "finished",
-            step=checkpoint.step,
-            prefix=checkpoint.prefix,
-            manifest_sha256=checkpoint.manifest_sha256,
+            step=chosen.step,
+            prefix=chosen.prefix,
+            manifest_sha256=chosen.manifest_sha256,
             trained_tokens=self._learner.trained_tokens,
             metrics_csv=self._learner.log.to_csv(),
-            results={},
-            report=None,
+            **outcome.as_message(),
         )
         return True
+
+    def _chosen_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint to publish, whose weights are then those of the learner."""
+        last, spec = self._checkpoint, self._command.spec
+        assert last is not None
+        is_chosen_by_metric = spec.evaluation.best_metric or spec.hyperparameters.early_stopping
+        if not is_chosen_by_metric or not self._learner.has_heldout:
+            return last
+        history = self._learner.log.history(self._metric)
+        step = best_step(self._metric, [one for one in history if one[0] in self._epoch_ends])
+        if step is None or step == last.step:
+            return last
+        saved = read_checkpoint(self._storage, self._epoch_ends[step], spec)
+        self._learner.load_weights(saved.adapter, saved.tensors)
+        return saved.checkpoint
 
     def _find_ending(self) -> Stop | Abandon | None:
         if self._ending is None:

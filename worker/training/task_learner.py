@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from worker.evaluation.measure import values
 from worker.tasks import Batch, Example, Judged, LossOptions, Task
 from worker.training.batches import derived_seed, epoch_order
 from worker.training.examples import EncodedExamples
-from worker.training.learner import StateTensors, StepResult
+from worker.training.learner import Measured, StateTensors, StepResult
 from worker.training.metrics import MetricsLog, StepMetrics, ValidationMetrics
 from worker.training.parameter_optimizer import ParameterOptimizer
 from worker.training.schedule import learning_rate_factor
@@ -113,6 +114,13 @@ class TaskLearner:
         metrics = {name: value for name, value in found.items() if name != "loss"}
         return ValidationMetrics(self.step, mean_loss, metrics)
 
+    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
+        with self._tuning.as_base() if is_base else nullcontext():
+            judged = self.judge(is_interrupted)
+        if judged is None:
+            return None
+        return Measured(self._task.score(judged), self._task.worst(judged))
+
     @torch.no_grad()
     def judge(self, is_interrupted: Callable[[], bool]) -> Judged | None:
         """Return the held-out examples as the model sees them now; None when interrupted."""
@@ -135,8 +143,11 @@ class TaskLearner:
     def state_tensors(self) -> StateTensors:
         return {"optimizer": self._optimizer.state_tensors(), **self._tuning.state_tensors()}
 
-    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+    def load_weights(self, adapter: Path, tensors: StateTensors) -> None:
         self._tuning.load_state_tensors(tensors)
+
+    def load_state(self, adapter: Path, tensors: StateTensors) -> None:
+        self.load_weights(adapter, tensors)
         self._optimizer.load_state_tensors(tensors["optimizer"])
 
     def close(self) -> None:

@@ -40,6 +40,15 @@ def _union(models: tuple[type[Any], ...], tag: str) -> Any:
 Adapter: Any = _union(tuple(map(_adapter_model, PEFT_KINDS)), "type")
 
 
+class EarlyStoppingOptions(Request):
+    """End the run when the held-out data stop improving; the best epoch is the result."""
+
+    patience: Annotated[
+        int, Field(ge=1, le=50, description="Epochs in a row that may bring nothing.")
+    ] = 1
+    min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
 class TrainingOptions(Request):
     """How the run trains, beyond OpenAI's hyperparameters."""
 
@@ -48,6 +57,7 @@ class TrainingOptions(Request):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    early_stopping: EarlyStoppingOptions | None = None
     max_length_tokens: Annotated[
         int | None,
         Field(
