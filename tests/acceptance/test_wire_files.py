@@ -169,12 +169,13 @@ def test_a_file_in_use_is_not_deleted(client: OpenAI) -> None:
     ("content", "told"),
     [
         (b"", "no records"),
-        (b"prompt,completion\na,b\n", "CSV"),
+        (b"Question,Answer\na,b\n", "CSV begins with a header"),
+        (b"PK\x03\x04" + bytes(100), "the zip is damaged"),
         (dataset(6) + b'{"messages": [{"role": \n', "line 7"),
         (b'{"messages": [{"role": "user", "content": "hi"}]}\n', "line 1"),
         (b"\x00\xff\xfe" * 100, "line 1"),
     ],
-    ids=["empty", "csv", "broken_json_on_line_7", "no_assistant_turn", "binary"],
+    ids=["empty", "csv", "zip", "broken_json_on_line_7", "no_assistant_turn", "binary"],
 )
 def test_a_bad_dataset_is_refused_at_once_by_its_line(
     api: Service, http: httpx.Client, content: bytes, told: str

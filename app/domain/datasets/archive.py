@@ -23,8 +23,15 @@ _MANIFESTS = frozenset(
 _EXPECTED = "a file manifest.jsonl or manifest.csv at the top, which names the media files"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
+
+
+class _Outside(OSError):
+    """A zip points outside of itself. Of the type that zipfile expects of a file's end."""
+
+
 # What zipfile and zlib raise about a damaged zip. A disk's own OSError is not among them.
 _DAMAGED = (
+    _Outside,
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -57,11 +64,20 @@ def open_archive(stream: BinaryIO) -> OpenArchive:
     Raises:
         InvalidFile: it is damaged, encrypted, too large or has no manifest.
     """
+    bounded = _Bounded(stream)
     with _damage_told():
-        archive = zipfile.ZipFile(cast(IO[bytes], _Bounded(stream)))
+        try:
+            archive = zipfile.ZipFile(cast(IO[bytes], bounded))
+        except zipfile.BadZipFile:
+            # zipfile takes an error of the disk for a file that is no zip.
+            if bounded.failure is not None:
+                raise bounded.failure from None
+            raise
     entries = [entry for entry in archive.infolist() if not _is_of_macos(entry.filename)]
     _check(entries)
-    manifest = _find_manifest([entry.filename for entry in entries if not entry.is_dir()])
+    manifest = _find_manifest(
+        [entry.filename for entry in entries if not entry.filename.endswith("/")]
+    )
     folder = manifest[: manifest.rfind("/") + 1]
     with _damage_told():
         content = archive.open(manifest)
@@ -201,6 +217,7 @@ class _Bounded:
         self._stream = stream
         self._length = stream.seek(0, io.SEEK_END)
         self.tell: Callable[[], int] = stream.tell
+        self.failure: OSError | None = None
 
     def seekable(self) -> bool:
         return True
@@ -208,7 +225,7 @@ class _Bounded:
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
         if not 0 <= start + offset <= self._length:
-            raise zipfile.BadZipFile("it points outside of itself")
+            raise _Outside("it points outside of itself")
         return self._stream.seek(start + offset)
 
     def read(self, size: int = -1) -> bytes:
@@ -218,4 +235,8 @@ class _Bounded:
             raise zipfile.BadZipFile(
                 f"the list of its files is larger than {MAX_ARCHIVE_DIRECTORY_BYTES:,} bytes"
             )
-        return self._stream.read(size)
+        try:
+            return self._stream.read(size)
+        except OSError as error:
+            self.failure = error
+            raise

@@ -90,8 +90,8 @@ RECORD_KINDS: tuple[RecordKind, ...] = (
         is_meant=_any_of("preferred_output", "non_preferred_output"),
         example=(
             '{"input": {"messages": [{"role": "user", "content": "…"}]}, '
-            '"preferred_output": [{"role": "assistant", "content": "…"}], '
-            '"non_preferred_output": [{"role": "assistant", "content": "…"}]}'
+            '"preferred_output": [{"role": "assistant", "content": "a better answer"}], '
+            '"non_preferred_output": [{"role": "assistant", "content": "a worse answer"}]}'
         ),
         struct=PreferenceRecord,
         check=conversations.check_preference,

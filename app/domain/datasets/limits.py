@@ -8,7 +8,7 @@ MAX_MEDIA_RECORD_BYTES = 24 << 20
 # The list of a zip's files is read at once; what they unpack to is never held, but takes time.
 MAX_ARCHIVE_DIRECTORY_BYTES = 16 << 20
 MAX_ARCHIVE_BYTES = 16 << 30
-MAX_PARQUET_FOOTER_BYTES = 16 << 20
+MAX_PARQUET_FOOTER_BYTES = 4 << 20
 # What a person is shown of a refusal.
 MAX_MESSAGE_CHARACTERS = 600
 MAX_SHOWN_CHARACTERS = 60

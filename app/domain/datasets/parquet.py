@@ -3,9 +3,7 @@
 This module is loaded by name, on the first Parquet file: pyarrow takes its time and brings NumPy.
 """
 
-import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -17,12 +15,11 @@ from app.domain.datasets.columns import Column, check_columns, check_names, colu
 from app.domain.datasets.decoding import Decoding
 from app.domain.datasets.faults import WrongRecord, wrong_file
 from app.domain.datasets.huggingface import class_names, named
-from app.domain.datasets.limits import MAX_PARQUET_FOOTER_BYTES
+from app.domain.datasets.limits import MAX_RECORD_BYTES
 from app.domain.datasets.parquet_pages import check_pages
+from app.domain.datasets.recognition import find_kind
 from app.domain.datasets.records import Record
 
-_MAGIC = b"PAR1"
-_ENCRYPTED_MAGIC = b"PARE"
 _INDEX_OF_PANDAS = re.compile(r"__index_level_\d+__")
 # The memory of a batch is that of its rows; small batches cost little more.
 _ROWS_A_BATCH = 32
@@ -38,10 +35,8 @@ def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
     Raises:
         InvalidFile: naming the first row at fault and the column, or what is wrong with the file.
     """
-    _check_footer(stream)
+    check_pages(stream)
     with _damage_told():
-        metadata = pq.read_metadata(stream)
-        check_pages(stream, metadata)
         file = pq.ParquetFile(
             stream,
             pre_buffer=False,
@@ -55,8 +50,10 @@ def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
         check_names(names)
     except WrongRecord as error:
         raise wrong_file(str(error)) from None
+    kind = find_kind(dict.fromkeys(names))
+    max_bytes = kind.max_bytes if kind else MAX_RECORD_BYTES
     columns: list[Column] = []
-    for number, row in _rows(file, names, decoding):
+    for number, row in _rows(file, names, max_bytes, decoding):
         if not columns:
             columns = _columns(number, names, row, decoding)
         try:
@@ -64,23 +61,6 @@ def read(stream: BinaryIO, decoding: Decoding) -> Iterator[tuple[int, Record]]:
         except WrongRecord as error:
             raise decoding.wrong(number, str(error)) from None
         yield number, decoding.row(number, row)
-
-
-def _check_footer(stream: BinaryIO) -> None:
-    """Raises: InvalidFile: the file does not end as Parquet does."""
-    length = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, length - 8))
-    footer = stream.read(8)
-    stream.seek(0)
-    if footer.endswith(_ENCRYPTED_MAGIC):
-        raise wrong_file("the Parquet file is encrypted")
-    if length < 12 or not footer.endswith(_MAGIC):
-        raise wrong_file("the Parquet file is cut off: it does not end with PAR1; upload it whole")
-    (footer_bytes,) = struct.unpack("<I", footer[:4])
-    if footer_bytes > min(length - 12, MAX_PARQUET_FOOTER_BYTES):
-        raise wrong_file(
-            f"the Parquet file is damaged: it says that its footer takes {footer_bytes:,} bytes"
-        )
 
 
 def _columns(
@@ -106,7 +86,7 @@ def _give_types(
 
 
 def _rows(
-    file: pq.ParquetFile, names: Sequence[str], decoding: Decoding
+    file: pq.ParquetFile, names: Sequence[str], max_bytes: int, decoding: Decoding
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row without what is null, and its number."""
     number = 0
@@ -117,20 +97,21 @@ def _rows(
             batch = next(batches, None)
         if batch is None:
             return
-        for row in _of_batch(batch, number, decoding):
+        for row in _of_batch(batch, number, max_bytes, decoding):
             number += 1
             yield number, _without_nulls(row)
 
 
-def _of_batch(batch: pa.RecordBatch, number: int, decoding: Decoding) -> Iterator[dict[str, Any]]:
-    is_large = _size(batch) > decoding.max_record_bytes
+def _of_batch(
+    batch: pa.RecordBatch, number: int, max_bytes: int, decoding: Decoding
+) -> Iterator[dict[str, Any]]:
+    is_large = _size(batch) > max_bytes
     for index in range(batch.num_rows):
         number += 1
         one = batch.slice(index, 1)
-        if is_large and (size := _size(one)) > decoding.max_record_bytes:
+        if is_large and (size := _size(one)) > max_bytes:
             raise decoding.wrong(
-                number,
-                f"the row holds {size:,} bytes; at most {decoding.max_record_bytes:,} may be",
+                number, f"the row holds {size:,} bytes; at most {max_bytes:,} may be"
             )
         try:
             (row,) = one.to_pylist()

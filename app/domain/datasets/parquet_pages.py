@@ -1,14 +1,22 @@
-"""What the pages of a Parquet file unpack to, checked before any is unpacked.
+"""What the pages of a Parquet file unpack to, checked before pyarrow unpacks any.
 
-A page is unpacked whole, so that a file of some kilobytes could fill the memory. What it takes is
-in its header, in Thrift's compact protocol; the file's own summary of it may say anything.
+A page is unpacked whole, so that a file of some kilobytes could fill the memory. How large it is,
+its own header says; the file's footer, which says where it is, may say anything else. pyarrow's
+own view of the footer is not used: it ends the process where the footer contradicts itself.
 """
 
+import os
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from app.domain.datasets.faults import wrong_file
+from app.domain.datasets.faults import quoted, wrong_file
+from app.domain.datasets.limits import MAX_PARQUET_FOOTER_BYTES
+from app.domain.datasets.thrift import TooShort, read_struct
 
+_MAGIC = b"PAR1"
+_ENCRYPTED_MAGIC = b"PARE"
 # A page may be large if it is so in the file, as one of images is.
 _MAX_PAGE_BYTES = 64 << 20
 _MAX_EXPANSION = 8
@@ -17,11 +25,26 @@ _MAX_PREFIXED_PAGE_BYTES = 4 << 20
 _MAX_LISTED_VALUES = 128 << 20
 _MAX_PAGES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20
+_MAX_SCHEMA_LEVELS = 64
 
 _DELTA_BYTE_ARRAY = 7
-_UNCOMPRESSED_SIZE, _COMPRESSED_SIZE = 2, 3
-# Fields of the header of each kind of page, and in these of the number of values and encoding.
+_REPEATED = 2
+# Numbers of fields, as in parquet.thrift.
+_SCHEMA, _ROW_GROUPS = 2, 4
+_REPETITION, _NAME, _CHILDREN = 3, 4, 5
+_COLUMNS, _COLUMN_METADATA = 1, 3
+_NUM_VALUES, _CHUNK_BYTES, _DATA_OFFSET, _DICTIONARY_OFFSET = 5, 7, 9, 11
+_UNCOMPRESSED_BYTES, _COMPRESSED_BYTES = 2, 3
+# Headers of data pages of both versions, and in these the number of values and their encoding.
 _DATA_PAGES = {5: (1, 2), 8: (1, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A column as it is stored: text, numbers, or a field or item of one."""
+
+    name: str
+    is_listed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,155 +56,122 @@ class _Page:
     encoding: int | None
 
 
-def check_pages(stream: BinaryIO, metadata: Any) -> None:
-    """Walk over the headers of all pages, and leave the stream at its beginning.
-
-    Args:
-        metadata: pyarrow's FileMetaData.
+def check_pages(stream: BinaryIO) -> None:
+    """Walk over the headers of all pages of a file, and leave it at its beginning.
 
     Raises:
-        InvalidFile: a page would take too much memory, or is damaged.
+        InvalidFile: it is cut off, damaged, encrypted, or a page would take too much memory.
     """
-    pages_left = _MAX_PAGES
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(index)
-            is_listed = metadata.schema.column(index).max_repetition_level > 0
-            pages_left = _check_chunk(stream, chunk, is_listed, pages_left)
+    footer = _footer(stream)
+    try:
+        leaves = list(_leaves(iter(footer[_SCHEMA]), is_listed=False, levels=_MAX_SCHEMA_LEVELS))
+        chunks = [
+            (leaf, column[_COLUMN_METADATA])
+            for group in footer[_ROW_GROUPS]
+            for leaf, column in zip(leaves, group[_COLUMNS], strict=True)
+        ]
+        pages = 0
+        for leaf, chunk in chunks:
+            pages = _check_chunk(stream, leaf, chunk, pages)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise wrong_file(f"the Parquet file is damaged: {error!r}") from None
     stream.seek(0)
 
 
-def _check_chunk(stream: BinaryIO, chunk: Any, is_listed: bool, pages_left: int) -> int:
-    position = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < position:
-        position = chunk.dictionary_page_offset
-    end = position + chunk.total_compressed_size
+def _footer(stream: BinaryIO) -> dict[int, Any]:
+    length = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, length - 8))
+    end = stream.read(8)
+    if end.endswith(_ENCRYPTED_MAGIC):
+        raise wrong_file("the Parquet file is encrypted")
+    if length < 12 or not end.endswith(_MAGIC):
+        raise wrong_file("the Parquet file is cut off: it does not end with PAR1; upload it whole")
+    (footer_bytes,) = struct.unpack("<I", end[:4])
+    if footer_bytes > min(length - 12, MAX_PARQUET_FOOTER_BYTES):
+        raise wrong_file(
+            f"the Parquet file is damaged or has too many row groups: its footer takes "
+            f"{footer_bytes:,} bytes"
+        )
+    stream.seek(length - 8 - footer_bytes)
+    try:
+        return read_struct(stream.read(footer_bytes))[0]
+    except ValueError:
+        raise wrong_file("the Parquet file is damaged: its footer is not readable") from None
+
+
+def _leaves(elements: Iterator[Any], *, is_listed: bool, levels: int) -> Iterator[_Leaf]:
+    """Yield the stored columns of the next element of the schema, which goes depth first."""
+    element = next(elements)
+    is_listed = is_listed or element.get(_REPETITION) == _REPEATED
+    children = element.get(_CHILDREN) or 0
+    if levels == 0:
+        raise ValueError("nested too deep")
+    if children <= 0:
+        yield _Leaf(element[_NAME].decode("utf-8", "replace"), is_listed)
+    for _ in range(children):
+        yield from _leaves(elements, is_listed=is_listed, levels=levels - 1)
+
+
+def _check_chunk(stream: BinaryIO, leaf: _Leaf, chunk: dict[int, Any], pages: int) -> int:
+    """Check the pages of a column in a row group, and return how many there are up to its end."""
+    if chunk[_NUM_VALUES] <= 0:
+        return pages  # Nothing is read of it, and its offsets may lead nowhere.
+    position = chunk[_DATA_OFFSET]
+    if 0 < chunk.get(_DICTIONARY_OFFSET, 0) < position:
+        position = chunk[_DICTIONARY_OFFSET]
+    end = position + chunk[_CHUNK_BYTES]
     num_values = 0
     while position < end:
         page = _page_at(stream, position)
         position += page.header_bytes + page.compressed_bytes
         num_values += page.num_values
-        pages_left -= 1
-        column = chunk.path_in_schema
-        if page.uncompressed_bytes > max(_MAX_PAGE_BYTES, _MAX_EXPANSION * page.compressed_bytes):
+        pages += 1
+        _check_page(leaf, page)
+        if leaf.is_listed and num_values > _MAX_LISTED_VALUES:
             raise wrong_file(
-                f"a page of the Parquet column {column!r} unpacks from {page.compressed_bytes:,} "
-                f"to {page.uncompressed_bytes:,} bytes; write the file with smaller row groups"
+                f"the Parquet column {quoted(leaf.name)} has more than {_MAX_LISTED_VALUES:,} "
+                "values in a row group; write the file with smaller ones"
             )
-        if page.encoding == _DELTA_BYTE_ARRAY and (
-            is_listed or page.uncompressed_bytes > _MAX_PREFIXED_PAGE_BYTES
-        ):
-            raise wrong_file(
-                f"the Parquet column {column!r} is encoded as DELTA_BYTE_ARRAY, which may take "
-                "any amount of memory here; write the file with the encoding PLAIN"
-            )
-        if is_listed and num_values > _MAX_LISTED_VALUES:
-            raise wrong_file(
-                f"a row group of the Parquet column {column!r} has more than "
-                f"{_MAX_LISTED_VALUES:,} values; write the file with smaller row groups"
-            )
-        if pages_left < 0:
+        if pages > _MAX_PAGES:
             raise wrong_file(f"the Parquet file has more than {_MAX_PAGES:,} pages")
-    return pages_left
+    return pages
+
+
+def _check_page(leaf: _Leaf, page: _Page) -> None:
+    if page.uncompressed_bytes > max(_MAX_PAGE_BYTES, _MAX_EXPANSION * page.compressed_bytes):
+        raise wrong_file(
+            f"a page of the Parquet column {quoted(leaf.name)} unpacks from "
+            f"{page.compressed_bytes:,} to {page.uncompressed_bytes:,} bytes; write the file with "
+            "smaller row groups"
+        )
+    if page.encoding == _DELTA_BYTE_ARRAY and (
+        leaf.is_listed or page.uncompressed_bytes > _MAX_PREFIXED_PAGE_BYTES
+    ):
+        raise wrong_file(
+            f"the Parquet column {quoted(leaf.name)} is encoded as DELTA_BYTE_ARRAY, which may "
+            "take any amount of memory here; write the file with the encoding PLAIN"
+        )
 
 
 def _page_at(stream: BinaryIO, position: int) -> _Page:
     size = 1 << 9
-    while size <= _MAX_HEADER_BYTES:
-        if position < 0:
-            break
+    while True:
         stream.seek(position)
         header = stream.read(size)
         try:
-            fields, length = _struct(header, 0, levels=8)
-            return _page(fields, length)
-        except IndexError:
-            if len(header) < size:
-                break
+            return _page(*read_struct(header))
+        except TooShort:
+            if len(header) < size or size > _MAX_HEADER_BYTES:
+                raise ValueError(f"there is no page at byte {position:,}") from None
             size *= 4
-        except (ValueError, KeyError):
-            break
-    raise wrong_file(f"the Parquet file is damaged: there is no page at byte {position:,}")
 
 
 def _page(fields: dict[int, Any], length: int) -> _Page:
-    compressed, uncompressed = fields[_COMPRESSED_SIZE], fields[_UNCOMPRESSED_SIZE]
+    compressed, uncompressed = fields[_COMPRESSED_BYTES], fields[_UNCOMPRESSED_BYTES]
     if compressed < 0 or uncompressed < 0:
-        raise ValueError
+        raise ValueError("a page has a negative size")
     num_values, encoding = 0, None
     for field, (values_field, encoding_field) in _DATA_PAGES.items():
         if field in fields:
             num_values, encoding = fields[field][values_field], fields[field][encoding_field]
     return _Page(length, compressed, uncompressed, max(0, num_values), encoding)
-
-
-# Thrift's compact protocol. Each function returns a value and the position after it; beyond the
-# end of what was read they raise IndexError.
-
-
-def _struct(buffer: bytes, at: int, levels: int) -> tuple[dict[int, Any], int]:
-    if levels == 0:
-        raise ValueError
-    fields: dict[int, Any] = {}
-    field = 0
-    while head := buffer[at]:
-        at += 1
-        if head >> 4:
-            field += head >> 4
-        else:
-            field, at = _integer(buffer, at)
-        fields[field], at = _value(buffer, at, head & 15, levels)
-    return fields, at + 1
-
-
-def _value(buffer: bytes, at: int, type_: int, levels: int) -> tuple[Any, int]:
-    if type_ in (1, 2):  # A boolean, which is its own type.
-        return type_ == 1, at
-    if type_ == 3:
-        return buffer[at], at + 1
-    if type_ in (4, 5, 6):
-        return _integer(buffer, at)
-    if type_ == 7:
-        return None, at + 8
-    if type_ == 8:
-        length, at = _varint(buffer, at)
-        return None, at + length
-    if type_ in (9, 10):
-        return _list(buffer, at, levels)
-    if type_ == 12:
-        return _struct(buffer, at, levels - 1)
-    raise ValueError  # No header of a page has a map.
-
-
-def _list(buffer: bytes, at: int, levels: int) -> tuple[None, int]:
-    head = buffer[at]
-    at += 1
-    length = head >> 4
-    if length == 15:
-        length, at = _varint(buffer, at)
-    for _ in range(length):
-        if head & 15 in (1, 2):
-            at += 1
-        else:
-            _, at = _value(buffer, at, head & 15, levels)
-        if at > len(buffer):
-            raise IndexError
-    return None, at
-
-
-def _integer(buffer: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(buffer, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(buffer: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = buffer[at]
-        value |= (byte & 127) << shift
-        at += 1
-        shift += 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError

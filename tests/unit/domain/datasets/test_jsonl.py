@@ -13,54 +13,38 @@ from app.domain.datasets import (
     CompletionRecord,
     DatasetSummary,
     as_template_messages,
-    check_dataset,
     read_records,
 )
+from app.domain.datasets.limits import MAX_MEDIA_RECORD_BYTES
 from app.domain.errors import InvalidFile
-
-USER = {"role": "user", "content": "a"}
-ASSISTANT = {"role": "assistant", "content": "b"}
-TOOL = {"type": "function", "function": {"name": "look"}}
-# The longest that a message may be, whatever the file holds.
-MAX_MESSAGE_CHARACTERS = 700
-
-
-def chat(*messages: Any, **more: Any) -> bytes:
-    return json.dumps({"messages": messages, **more}).encode() + b"\n"
+from tests.unit.domain.datasets.samples import (
+    ASSISTANT,
+    MAX_MESSAGE_CHARACTERS,
+    TOOL,
+    USER,
+    chat,
+    lines,
+    outcome_of,
+    records_of,
+    refusal_of,
+    summary_of,
+)
 
 
 def completion(**fields: Any) -> bytes:
-    return json.dumps(fields).encode() + b"\n"
+    return lines(fields)
 
 
 GOOD = chat(USER, ASSISTANT)
 GOOD_COMPLETION = completion(prompt="a", completion="b")
 
-
-def refusal_of(content: bytes) -> InvalidFile:
-    with pytest.raises(InvalidFile) as refused:
-        check_dataset(io.BytesIO(content))
-    return refused.value
-
-
-def outcome_of(content: bytes) -> DatasetSummary | InvalidFile:
-    try:
-        return check_dataset(io.BytesIO(content))
-    except InvalidFile as refusal:
-        return refusal
-
-
-def records_of(content: bytes) -> list[Any]:
-    return [record for _, record in read_records(io.BytesIO(content))]
-
-
 REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     # Not JSON lines at all.
-    "csv": (b"prompt,completion\na,b\n", ("line 1", "CSV", '{"messages"')),
+    "plain_text": (b"Once upon a time\n", ("line 1", "not valid JSON", '{"messages"')),
     "pretty_array": (b"[\n" + GOOD + b"]", ("line 1", "one JSON array")),
     "array_in_one_line": (b"[" + GOOD.strip() + b"]", ("line 1", "array")),
     "byte_order_mark": (b"\xef\xbb\xbf" + GOOD, ("line 1", "byte-order mark", "UTF-8")),
-    "utf_16": (GOOD.decode().encode("utf-16"), ("line 1", "byte 1", "UTF-8")),
+    "utf_16": (GOOD.decode().encode("utf-16"), ("line 1", "byte 1", "UTF-16", "UTF-8")),
     "latin_1": (GOOD + '{"prompt": "é"}\n'.encode("latin-1"), ("line 2", "byte 13", "UTF-8")),
     "broken_json": (GOOD * 6 + b'{"messages": [{"role": \n', ("line 7", "not valid JSON")),
     "broken_json_after_blank_lines": (b"\n \n{bad\n", ("line 3", "not valid JSON")),
@@ -74,11 +58,19 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         GOOD + completion(prompt="a", completion="x" * MAX_RECORD_BYTES),
         ("line 2", "longer than", f"{MAX_RECORD_BYTES:,}"),
     ),
+    "first_line_too_long": (
+        completion(prompt="a", completion="x" * MAX_RECORD_BYTES),
+        ("line 1", "longer than", f"{MAX_RECORD_BYTES:,}"),
+    ),
+    "line_without_end": (b" " * (MAX_MEDIA_RECORD_BYTES + 2), ("line 1", "longer than")),
     # Not a record of a known kind.
-    "no_known_key": (b'{"prompts": 1}\n', ("line 1", "'messages' or 'prompt'", "'prompts'")),
-    "no_keys": (b"{}\n", ("line 1", "'messages' or 'prompt'", "no keys")),
-    "chat_then_completion": (GOOD + GOOD_COMPLETION, ("line 2", "prompt")),
-    "completion_then_chat": (GOOD_COMPLETION + GOOD, ("line 2", "messages")),
+    "no_known_key": (b'{"prompts": 1}\n', ("line 1", "'prompts'", "prompt, completion;")),
+    "no_keys": (b"{}\n", ("line 1", "no keys", "prompt, completion;")),
+    "chat_then_completion": (
+        GOOD + GOOD_COMPLETION,
+        ("line 2", "kind completion", "'prompt'", "kind chat", "one kind"),
+    ),
+    "completion_then_chat": (GOOD_COMPLETION + GOOD, ("line 2", "kind chat", "'messages'")),
     # Chat records.
     "messages_not_a_list": (b'{"messages": "x"}\n', ("line 1", "'messages'", "array", "str")),
     "messages_empty": (chat(), ("line 1", "'messages'", "empty", "assistant")),
@@ -95,7 +87,10 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         chat(USER | {"content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT),
         ("line 1", "messages[0].content[0]", "image_url"),
     ),
-    "no_assistant_turn": (chat(USER), ("line 1", "last message", "assistant", "'user'")),
+    "no_assistant_turn": (
+        chat(USER),
+        ("line 1", "last message", "assistant", "'user'", "for reinforcement", "reference_answer"),
+    ),
     "last_turn_of_the_user": (chat(ASSISTANT, USER), ("line 1", "last message", "'user'")),
     "weight_two": (chat(USER, ASSISTANT | {"weight": 2}), ("line 1", "'messages[1].weight'")),
     "weight_of_a_user": (chat(USER | {"weight": 1}, ASSISTANT), ("'messages[0].weight'",)),
@@ -186,9 +181,7 @@ LINES = st.lists(JSON.map(lambda value: json.dumps(value).encode()), max_size=4)
 @given(st.binary(max_size=400) | LINES | LINES.map(lambda lines: GOOD + lines))
 def test_whatever_a_file_holds_it_is_read_or_refused(content: bytes) -> None:
     outcome = outcome_of(content)
-    if isinstance(outcome, InvalidFile):
-        assert len(outcome.message) <= MAX_MESSAGE_CHARACTERS
-    else:
+    if not isinstance(outcome, InvalidFile):
         assert outcome.record_count >= 1
 
 
@@ -202,8 +195,8 @@ def test_a_damaged_record_is_read_or_refused(position: int, damage: bytes) -> No
 
 
 def test_a_dataset_is_summed_up() -> None:
-    assert check_dataset(io.BytesIO(GOOD * 3)) == DatasetSummary("chat", 3)
-    assert check_dataset(io.BytesIO(GOOD_COMPLETION)) == DatasetSummary("completion", 1)
+    assert summary_of(GOOD * 3) == DatasetSummary("chat", 3)
+    assert summary_of(GOOD_COMPLETION) == DatasetSummary("completion", 1)
 
 
 def test_line_numbers_count_blank_lines() -> None:
@@ -213,7 +206,7 @@ def test_line_numbers_count_blank_lines() -> None:
 
 @pytest.mark.parametrize("content", [GOOD.strip(), GOOD.strip() + b"\r\n"])
 def test_the_end_of_a_line_may_be_any(content: bytes) -> None:
-    assert check_dataset(io.BytesIO(content)).record_count == 1
+    assert summary_of(content).record_count == 1
 
 
 def test_text_parts_are_joined() -> None:
