@@ -1,4 +1,4 @@
-"""What a run publishes and when it ends: best checkpoint, early stopping, the condition to deploy."""
+"""What a run publishes and when it ends: best checkpoint, early stopping, condition to deploy."""
 
 import base64
 import json
@@ -22,10 +22,10 @@ FOREIGN = [
 
 @pytest.fixture
 def overfitting(storage: LocalStorage) -> JobSpec:
-    """What it learns makes records in another language ever less likely."""
+    """What it learns does not help with other languages for long."""
     training = put_records(storage, "train", SHORT_CHATS[:2])
     heldout = put_records(storage, "heldout", FOREIGN)
-    return job_spec(training, heldout, num_epochs=6, learning_rate=0.1, scheduler="constant")
+    return job_spec(training, heldout, num_epochs=6, learning_rate=0.02, scheduler="constant")
 
 
 def losses_of(attempt: Attempt) -> list[tuple[int, float]]:
