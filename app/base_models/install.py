@@ -16,6 +16,7 @@ from app.base_models.converters import convert
 from app.base_models.sources import SOURCES
 from app.domain.errors import InvalidInput
 from app.domain.registry import resolve
+from app.domain.tasks import TEXT_GENERATION
 
 _RECORD = "tunesmith.json"
 
@@ -27,6 +28,7 @@ class InstalledBaseModel:
     Attributes:
         directory: holds config.json, *.safetensors, the tokenizer and the chat template.
         revision: identifies the weights; two installations with the same revision are equal.
+        tasks: that it can be fine-tuned for.
     """
 
     id: str
@@ -34,6 +36,7 @@ class InstalledBaseModel:
     directory: Path
     revision: str
     context_length: int
+    tasks: tuple[str, ...] = (TEXT_GENERATION,)
 
 
 def ensure_installed(model: BaseModel, models_dir: Path) -> InstalledBaseModel:
@@ -64,6 +67,7 @@ def find_installed(model: BaseModel, models_dir: Path) -> InstalledBaseModel | N
         directory=directory,
         revision=_revision(model),
         context_length=model.context_length,
+        tasks=model.tasks,
     )
 
 

@@ -1,8 +1,9 @@
 """Adapters as files: where they may lie, and whether they fit the base model they are served with.
 
 The adapter directory of a checkpoint has a manifest of what it was trained with: base model and
-revision, tokenizer, chat template. All of it is checked before a token is generated, because an
-adapter under another tokenizer or template answers fluently and wrongly.
+revision, tokenizer, chat template; and the task, where it is another than text generation. All of
+it is checked before the first answer, because an adapter under another tokenizer or template
+answers fluently and wrongly.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ import msgspec
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
+from app.domain.tasks import TEXT_GENERATION
+from worker.task_file import TASK_NAME, TaskFile
 from worker.trunk.listing import LISTING_NAME, Damaged, verify_listing
 from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
@@ -38,8 +41,9 @@ class Manifest(msgspec.Struct, frozen=True):
 
     format_version: Literal[1]
     base_model: BaseIdentity
-    tokenizer_sha256: str
+    tokenizer_sha256: str | None  # Models of images have no tokenizer.
     chat_template_sha256: str | None
+    task: str = TEXT_GENERATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,14 @@ class AdapterFiles:
         manifest: None for an adapter that was not trained here.
         chat_template: the one it was trained with; None leaves the base model's.
         digest: identifies its content.
+        task_file: what a task beside text generation keeps; None for text generation.
     """
 
     base_name: str
     manifest: Manifest | None
     chat_template: str | None
     digest: str
+    task_file: TaskFile | None = None
 
 
 def locate_adapter(root: Path, path: str) -> Path:
@@ -75,6 +81,15 @@ def locate_adapter(root: Path, path: str) -> Path:
     return directory
 
 
+def task_of(directory: Path) -> str:
+    """Return the task that an adapter says to be for; whether it is right is yet to be checked."""
+    try:
+        manifest = (directory / MANIFEST_NAME).read_bytes()
+        return msgspec.json.decode(manifest, type=_Purpose).task
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return TEXT_GENERATION
+
+
 def inspect_adapter(directory: Path) -> AdapterFiles:
     """Check an adapter's files against its checkpoint's listing and its manifest.
 
@@ -90,7 +105,8 @@ def inspect_adapter(directory: Path) -> AdapterFiles:
             digest=_sha256(directory / WEIGHTS_NAME),
         )
     manifest = _read_json(directory / MANIFEST_NAME, Manifest)
-    _check_file(directory / TOKENIZER_NAME, manifest.tokenizer_sha256)
+    if manifest.tokenizer_sha256 is not None:
+        _check_file(directory / TOKENIZER_NAME, manifest.tokenizer_sha256)
     template = None
     if manifest.chat_template_sha256 is not None:
         _check_file(directory / TEMPLATE_NAME, manifest.chat_template_sha256)
@@ -100,6 +116,7 @@ def inspect_adapter(directory: Path) -> AdapterFiles:
         manifest=manifest,
         chat_template=template,
         digest=_sha256(directory / MANIFEST_NAME),
+        task_file=None if manifest.task == TEXT_GENERATION else _task_file(directory, manifest),
     )
 
 
@@ -118,9 +135,23 @@ def check_fits(adapter: AdapterFiles, base: InstalledBaseModel) -> None:
         raise _mismatch("base model", manifest.base_model.id, base.id)
     if manifest.base_model.revision != base.revision:
         raise _mismatch("base model's revision", manifest.base_model.revision, base.revision)
-    tokenizer = _sha256(base.directory / TOKENIZER_NAME)
+    path = base.directory / TOKENIZER_NAME
+    tokenizer = _sha256(path) if path.exists() else None
     if manifest.tokenizer_sha256 != tokenizer:
         raise _mismatch("tokenizer", manifest.tokenizer_sha256, tokenizer)
+
+
+class _Purpose(msgspec.Struct):
+    """The part of a manifest that says how to read the rest of its directory."""
+
+    task: str = TEXT_GENERATION
+
+
+def _task_file(directory: Path, manifest: Manifest) -> TaskFile:
+    task_file = _read_json(directory / TASK_NAME, TaskFile)
+    if task_file.task != manifest.task:
+        raise _damaged(f"{TASK_NAME} is for {task_file.task}, {MANIFEST_NAME} for {manifest.task}")
+    return task_file
 
 
 def _check_listing(directory: Path) -> None:
@@ -171,7 +202,7 @@ def _damaged(what: str) -> InvalidInput:
     )
 
 
-def _mismatch(what: str, trained: str, served: str) -> InvalidInput:
+def _mismatch(what: str, trained: str | None, served: str | None) -> InvalidInput:
     return InvalidInput(
         f"the adapter was trained with another {what}: {trained}, not {served}",
         param="lora_path",

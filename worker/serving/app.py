@@ -6,7 +6,9 @@
 | `GET /v1/models` | the loaded base models and adapters |
 | `POST /v1/chat/completions` | OpenAI's, whole or as server-sent events |
 | `POST /v1/completions` | OpenAI's, whole or as server-sent events |
-| `POST /v1/load_lora_adapter` | puts an adapter into service |
+| `POST /v1/predictions` | by models of tasks beside text generation |
+| `POST /v1/embeddings` | OpenAI's, by models of feature extraction and base encoders |
+| `POST /v1/load_lora_adapter` | puts an adapter into service, or any other tuned model |
 | `POST /v1/unload_lora_adapter` | takes it out of service |
 | `GET /v1/engine/stats` | what the loops are doing |
 
@@ -37,6 +39,7 @@ from worker.serving.errors import (
     answer_unexpected_error,
     envelope,
 )
+from worker.serving.predictions import embed, predict
 from worker.serving.responses import (
     END_OF_EVENTS,
     EventStream,
@@ -45,23 +48,37 @@ from worker.serving.responses import (
 )
 from worker.serving.settings import EngineSettings
 from worker.serving.submission import Submission, submit_chat, submit_completion
+from worker.serving.task_models import ServedTaskModel
 from worker.serving.wire import AdapterLoad, AdapterUnload, parse
+from worker.trunk.device import DeviceProfile
 
 # The de-facto status for "the client closed the request", which no one is there to read.
 _CLIENT_CLOSED_REQUEST = 499
 
+_PLAIN_CPU = DeviceProfile("cpu", "float32", 1)
 
-def create_app(settings: EngineSettings, find_base: FindBase, load_trunk: LoadTrunk) -> Starlette:
-    """Return the engine as an ASGI application; it loads `settings.preload` when it starts."""
+
+def create_app(
+    settings: EngineSettings,
+    find_base: FindBase,
+    load_trunk: LoadTrunk,
+    profile: DeviceProfile = _PLAIN_CPU,
+) -> Starlette:
+    """Return the engine as an ASGI application; it loads `settings.preload` when it starts.
+
+    Args:
+        profile: see `Engine`.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        engine = Engine(settings, find_base, load_trunk)
+        engine = Engine(settings, find_base, load_trunk, profile)
         try:
             for name in settings.preload:
-                await engine.load_base(name)
+                await engine.preload(name)
             app.state.engine = engine
             app.state.max_body_bytes = settings.max_body_bytes
+            app.state.max_prediction_bytes = settings.max_prediction_bytes
             yield
         finally:
             engine.close()
@@ -73,6 +90,8 @@ def create_app(settings: EngineSettings, find_base: FindBase, load_trunk: LoadTr
             Route("/v1/models", _models),
             Route("/v1/chat/completions", _chat_completions, methods=["POST"]),
             Route("/v1/completions", _completions, methods=["POST"]),
+            Route("/v1/predictions", _predictions, methods=["POST"]),
+            Route("/v1/embeddings", _embeddings, methods=["POST"]),
             Route("/v1/load_lora_adapter", _load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", _unload_adapter, methods=["POST"]),
             Route("/v1/engine/stats", _stats),
@@ -94,7 +113,9 @@ async def _health(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    models = [_model_object(model) for model in _engine(request).models()]
+    engine = _engine(request)
+    models = [_model_object(model) for model in engine.models()]
+    models += [_task_model_object(model) for model in engine.tasks.models()]
     return json_response({"object": "list", "data": models})
 
 
@@ -120,6 +141,16 @@ async def _chat_completions(request: Request) -> Response:
 
 async def _completions(request: Request) -> Response:
     return await _answer(request, submit_completion)
+
+
+async def _predictions(request: Request) -> Response:
+    body = await _body(request, request.app.state.max_prediction_bytes)
+    return json_response(await unless_disconnected(request, predict(_engine(request), body)))
+
+
+async def _embeddings(request: Request) -> Response:
+    body = await _body(request)
+    return json_response(await unless_disconnected(request, embed(_engine(request), body)))
 
 
 async def _answer(
@@ -159,9 +190,9 @@ async def _events(submission: Submission) -> AsyncIterator[bytes]:
     yield END_OF_EVENTS
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, max_bytes: int | None = None) -> bytes:
     """Read the body. Raises: TooLarge, as soon as it is."""
-    limit: int = request.app.state.max_body_bytes
+    limit: int = max_bytes or request.app.state.max_body_bytes
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -179,6 +210,18 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "root": str(model.directory),
         "parent": model.base.files.id if model.slot is not None else None,
         "max_model_len": model.base.files.context_length,
+    }
+
+
+def _task_model_object(model: ServedTaskModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "tunesmith",
+        "root": str(model.directory),
+        "parent": None if model.is_base else model.base.id,
+        "task": model.task,
     }
 
 

@@ -13,10 +13,14 @@ from typing import Any
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput, NotFound, Unavailable
-from worker.serving.adapters import check_fits, inspect_adapter, locate_adapter
+from app.domain.task_routes import CHAT, EMBEDDINGS, refuse_other_route, refuse_route_of_base
+from app.domain.tasks import TEXT_GENERATION
+from worker.serving.adapters import check_fits, inspect_adapter, locate_adapter, task_of
 from worker.serving.base import ServedBase
 from worker.serving.loop import LoopLimits
 from worker.serving.settings import EngineSettings
+from worker.serving.task_models import ServedTaskModel, TaskModels
+from worker.trunk.device import DeviceProfile
 from worker.trunk.peft_format import load_adapter
 from worker.trunk.trunk import Trunk
 
@@ -54,10 +58,15 @@ class Engine:
         find_base: returns the files of a base model by its id or name, fetching them if need
             be; raises NotFound. Runs on a thread.
         load_trunk: reads them into memory. Runs on a thread.
+        profile: what models of other tasks than text generation compute on.
     """
 
     def __init__(
-        self, settings: EngineSettings, find_base: FindBase, load_trunk: LoadTrunk
+        self,
+        settings: EngineSettings,
+        find_base: FindBase,
+        load_trunk: LoadTrunk,
+        profile: DeviceProfile,
     ) -> None:
         self._settings = settings
         self._find_base = find_base
@@ -67,28 +76,53 @@ class Engine:
         self._base_loading = asyncio.Lock()
         self._adapter_loading = asyncio.Lock()
         self._slot_numbers = itertools.count(1)
+        self.tasks = TaskModels(settings, find_base, profile)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether every generation loop is running."""
-        return all(model.base.loop.is_alive for model in self._bases.values())
+        """Whether every loop is running."""
+        return self.tasks.loop.is_alive and all(
+            model.base.loop.is_alive for model in self._bases.values()
+        )
 
     async def resolve(self, name: str) -> ServedModel:
-        """Return what a model name stands for, loading a base model on first use.
+        """Return the model of text generation that a name stands for, loading base models.
 
         Raises:
             NotFound: there is no such base model, and no such adapter is loaded.
-            InvalidInput: the base model's files cannot be used.
+            InvalidInput: the model is for another task, or its files cannot be used.
         """
         if name in self._adapters:
             self._adapters.move_to_end(name)
             return self._adapters[name]
+        if (other := self.tasks.find(name)) is not None:
+            refuse_other_route(name, other.task, CHAT)
         return await self.load_base(name)
+
+    async def resolve_task(self, name: str, route: str) -> ServedTaskModel:
+        """Return the model of another task that a name stands for, loading base models.
+
+        Raises:
+            NotFound: there is no such base model, and no such tuned model is loaded.
+            InvalidInput: another route answers with this model; the message says which.
+        """
+        if name in self._adapters:
+            refuse_other_route(name, TEXT_GENERATION, route)
+        return await self.tasks.resolve(name, route)
+
+    async def preload(self, name: str) -> None:
+        """Load a base model for what it can do by itself. Raises: NotFound, InvalidInput."""
+        base = await asyncio.to_thread(self._find_base, name)
+        if TEXT_GENERATION in base.tasks:
+            await self.load_base(name)
+        else:
+            await self.tasks.load_base(name, EMBEDDINGS)
 
     async def load_base(self, name: str) -> ServedModel:
         """Load a base model unless it is loaded. Raises: NotFound, InvalidInput."""
         if name not in self._bases:
             files = await asyncio.to_thread(self._find_base, name)
+            refuse_route_of_base(name, files.tasks, CHAT)
             async with self._base_loading:
                 if files.id not in self._bases:
                     self._bases[files.id] = await self._served_base(files)
@@ -105,8 +139,13 @@ class Engine:
         """
         root = self._settings.adapter_root
         directory = await asyncio.to_thread(locate_adapter, root, path)
+        if await asyncio.to_thread(task_of, directory) != TEXT_GENERATION:
+            if name in self._adapters or name in self._bases:
+                raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
+            await self.tasks.load_tuned(name, directory)
+            return
         async with self._adapter_loading:
-            existing = self._adapters.get(name) or self._bases.get(name)
+            existing = self._adapters.get(name) or self._bases.get(name) or self.tasks.find(name)
             if existing is None:
                 self._adapters[name] = await self._served_adapter(name, directory)
                 logger.info("loaded adapter %s from %s", name, directory)
@@ -115,6 +154,8 @@ class Engine:
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter out of service; its running answers go on. Raises: NotFound."""
+        if self.tasks.unload(name):
+            return
         if name not in self._adapters:
             raise NotFound(f"no adapter {name!r} is loaded", param="lora_name")
         self._drop(name)
@@ -131,10 +172,12 @@ class Engine:
             key: sum(stats[key] for stats in loops.values())
             for key in ("running", "waiting", "steps", "generated_tokens", "cancelled")
         }
-        return {**totals, "adapters": list(self._adapters), "bases": loops}
+        predictions = self.tasks.stats()
+        return {**totals, "adapters": list(self._adapters), "bases": loops, "tasks": predictions}
 
     def close(self) -> None:
         """End every loop after its step in progress."""
+        self.tasks.close()
         for model in {model.name: model for model in self._bases.values()}.values():
             model.base.close()
 

@@ -41,7 +41,9 @@ def main() -> None:
 
     common = load_settings()
     uvicorn.run(
-        create_app(settings, find_in_catalogue(common.catalogue_path, common.models_dir), load),
+        create_app(
+            settings, find_in_catalogue(common.catalogue_path, common.models_dir), load, profile
+        ),
         host=arguments.host or settings.host,
         port=arguments.port or settings.port,
         lifespan="on",

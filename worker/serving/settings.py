@@ -26,8 +26,13 @@ class EngineSettings:
         max_queued: sequences that wait for a place; beyond this, requests get a 429.
         prefill_tokens_per_step: prompt tokens in one step, which bounds how long the prompt of
             one request can hold up the next token of the others.
-        max_adapters: adapters kept in memory; the least recently used idle one makes room.
+        max_adapters: adapters kept in memory, and as many models of tasks beside text generation;
+            the least recently used idle one makes room.
         max_body_bytes: longest request body.
+        prediction_tokens_per_pass: tokens, or what compares to them, of the inputs that models
+            of other tasks compute together.
+        max_queued_predictions: inputs that wait for it; beyond this, requests get a 429.
+        max_prediction_bytes: longest body of a request for predictions, which may hold media.
     """
 
     adapter_root: Path
@@ -41,6 +46,9 @@ class EngineSettings:
     prefill_tokens_per_step: int = 256
     max_adapters: int = 64
     max_body_bytes: int = 8 << 20
+    prediction_tokens_per_pass: int = 2048
+    max_queued_predictions: int = 4096
+    max_prediction_bytes: int = 32 << 20
 
 
 def load_engine_settings(environment: Mapping[str, str] = os.environ) -> EngineSettings:
@@ -61,6 +69,9 @@ def load_engine_settings(environment: Mapping[str, str] = os.environ) -> EngineS
         prefill_tokens_per_step=_count(environment, "ENGINE_PREFILL_TOKENS_PER_STEP", 256),
         max_adapters=_count(environment, "ENGINE_MAX_ADAPTERS", 64),
         max_body_bytes=_count(environment, "ENGINE_MAX_BODY_BYTES", 8 << 20),
+        prediction_tokens_per_pass=_count(environment, "ENGINE_PREDICTION_TOKENS_PER_PASS", 2048),
+        max_queued_predictions=_count(environment, "ENGINE_MAX_QUEUED_PREDICTIONS", 4096),
+        max_prediction_bytes=_count(environment, "ENGINE_MAX_PREDICTION_BYTES", 32 << 20),
     )
 
 

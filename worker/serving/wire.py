@@ -40,7 +40,7 @@ _StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -51,16 +51,16 @@ class _Wire(BaseModel):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool = False
     include_obfuscation: bool = False  # Pads chunks against eavesdropping; never done here.
 
 
-class TextFormat(_Wire):
+class TextFormat(Wire):
     type: Literal["text"]
 
 
-class _Request(_Wire):
+class _Request(Wire):
     """What both endpoints have in common."""
 
     model: _Text
@@ -184,21 +184,21 @@ class CompletionRequest(_Request):
         return self.prompt
 
 
-class AdapterLoad(_Wire):
+class AdapterLoad(Wire):
     """The body of `POST /v1/load_lora_adapter`."""
 
     lora_name: Annotated[str, Field(min_length=1, max_length=512)]
     lora_path: _Text
 
 
-class AdapterUnload(_Wire):
+class AdapterUnload(Wire):
     """The body of `POST /v1/unload_lora_adapter`."""
 
     lora_name: _Text
     lora_int_id: int | None = None  # vLLM's, which it does not read either.
 
 
-_Body = TypeVar("_Body", bound=_Wire)
+_Body = TypeVar("_Body", bound=Wire)
 
 
 def parse(kind: type[_Body], body: bytes) -> _Body:
@@ -213,7 +213,7 @@ def parse(kind: type[_Body], body: bytes) -> _Body:
         raise _explained(kind, error) from None
 
 
-def _explained(kind: type[_Wire], error: ValidationError) -> InvalidInput:
+def _explained(kind: type[Wire], error: ValidationError) -> InvalidInput:
     first = error.errors(include_url=False, include_input=False)[0]
     where = first["loc"]
     if not where:
