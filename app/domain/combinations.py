@@ -4,7 +4,23 @@ from app.domain.errors import InvalidInput
 from app.domain.job_spec import AdapterSpec
 from app.domain.methods import METHODS
 from app.domain.peft_kinds import PEFT_KINDS
-from app.domain.tasks import TASKS
+from app.domain.tasks import TASKS, TEXT_GENERATION
+
+# Tasks in which a learnt prompt is trained and served exactly.
+_PROMPT_TASKS = frozenset({TEXT_GENERATION, "text-classification"})
+
+# Why it is not in the others.
+_SHIFTED = "every token has an output of its own, and learnt tokens would shift them all"
+_NO_PROMPT = {
+    "token-classification": _SHIFTED,
+    "question-answering": _SHIFTED,
+    "fill-mask": _SHIFTED,
+    "feature-extraction": "the mean over all tokens would contain the learnt ones",
+    "text2text-generation": "peft puts the prompt before source and answer of models that keep "
+    "both embeddings in one table, which encoder-decoders made of two models do not",
+    "image-classification": "an image has no tokens that a prompt could stand before",
+    "automatic-speech-recognition": "sound has no tokens that a prompt could stand before",
+}
 
 
 def check_combination(task: str, method: str, adapter: AdapterSpec) -> None:
@@ -19,4 +35,44 @@ def check_combination(task: str, method: str, adapter: AdapterSpec) -> None:
             f"the task {task} cannot be learnt by the method {method!r}; it can by {known}",
             param="method",
         )
-    PEFT_KINDS[adapter.type]
+    if reason := refusal(task, adapter.type):
+        raise InvalidInput(
+            f"{adapter.type} does not fit the task {task}: {reason}", param="tunesmith.adapter.type"
+        )
+    _check_options(adapter)
+
+
+def check_continuation(adapter: AdapterSpec) -> None:
+    """Refuse to start from a model of a kind whose training cannot be gone on with.
+
+    Raises:
+        InvalidInput: naming the field and the reason.
+    """
+    if adapter.type == "p-tuning":
+        raise InvalidInput(
+            "a model trained by p-tuning cannot be trained further: it keeps the embeddings that "
+            "its encoder made, and not the encoder",
+            param="model",
+        )
+
+
+def refusal(task: str, kind: str) -> str | None:
+    """Return why a kind of adapter does not fit a task; None where it does."""
+    if not PEFT_KINDS[kind].is_prompt or task in _PROMPT_TASKS:
+        return None
+    return _NO_PROMPT.get(task, "a prompt has not been made to work with it")
+
+
+def _check_options(adapter: AdapterSpec) -> None:
+    options = adapter.complete_options()
+    if adapter.type == "adalora" and options["target_r"] >= options["init_r"]:
+        raise InvalidInput(
+            "'target_r' must be less than 'init_r': AdaLoRA takes ranks away",
+            param="tunesmith.adapter.target_r",
+        )
+    if options.get("use_dora") and options.get("init") == "pissa":
+        raise InvalidInput(
+            "'use_dora' and the init 'pissa' exclude each other: the magnitudes of the one are of "
+            "whole weights, of which the other trains a part",
+            param="tunesmith.adapter.use_dora",
+        )

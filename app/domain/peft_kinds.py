@@ -97,8 +97,9 @@ class OFTOptions(AdapterOptions):
     """Orthogonal rotations of weights (https://arxiv.org/abs/2306.07280)."""
 
     block_size: Annotated[
-        int, Field(ge=2, le=256, description="Must divide the layers' width.")
-    ] = 32
+        Annotated[int, Field(ge=2, le=256)] | None,
+        Field(description="Must divide the width of every layer; the largest up to 32 if absent."),
+    ] = None
     target_modules: TargetModules = None
 
 
@@ -161,3 +162,76 @@ FULL = "full"
 
 PEFT_KINDS: Registry[PeftKind] = Registry("kind of adapter")
 PEFT_KINDS.add(LORA, PeftKind("Low-rank updates.", LoraOptions, "LoraConfig", 1.0, "mixed"))
+PEFT_KINDS.add(
+    "adalora",
+    PeftKind(
+        "Low-rank updates whose rank moves to where it is needed.",
+        AdaLoraOptions,
+        "AdaLoraConfig",
+        1.0,
+        "mixed",
+    ),
+)
+PEFT_KINDS.add(
+    "ia3", PeftKind("Learnt factors on activations.", IA3Options, "IA3Config", 1.0, "alone")
+)
+PEFT_KINDS.add(
+    "loha",
+    PeftKind("Hadamard products of low-rank matrices.", LoHaOptions, "LoHaConfig", 1.0, "alone"),
+)
+PEFT_KINDS.add(
+    "lokr",
+    PeftKind("Kronecker products of low-rank matrices.", LoKrOptions, "LoKrConfig", 1.0, "alone"),
+)
+PEFT_KINDS.add(
+    "oft", PeftKind("Orthogonal rotations of weights.", OFTOptions, "OFTConfig", 1.0, "alone")
+)
+PEFT_KINDS.add(
+    "vera",
+    PeftKind(
+        "Learnt scales of random matrices that all layers share.",
+        VeraOptions,
+        "VeraConfig",
+        1.0,
+        "mixed",
+    ),
+)
+PEFT_KINDS.add(
+    "prompt-tuning",
+    PeftKind(
+        "Learnt embeddings before the input.",
+        PromptTuningOptions,
+        "PromptTuningConfig",
+        1.0,
+        "mixed",
+        is_prompt=True,
+        merges=False,
+    ),
+)
+PEFT_KINDS.add(
+    "p-tuning",
+    PeftKind(
+        "Learnt embeddings before the input, which a small encoder makes.",
+        PTuningOptions,
+        "PromptEncoderConfig",
+        1.0,
+        "mixed",
+        is_prompt=True,
+        merges=False,
+    ),
+)
+PEFT_KINDS.add(
+    "prefix-tuning",
+    PeftKind(
+        "Learnt keys and values before the input, in every layer.",
+        PrefixTuningOptions,
+        "PrefixTuningConfig",
+        1.0,
+        "mixed",
+        is_prompt=True,
+        merges=False,
+    ),
+)
+PEFT_KINDS.add(
+    FULL, PeftKind("Every weight is trained.", FullOptions, None, 1.0, "alone", merges=False)
+)

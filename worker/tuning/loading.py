@@ -12,6 +12,7 @@ from torch import nn
 
 from app.domain.errors import InvalidInput
 from worker.tasks import Task
+from worker.tuning.prompted import PromptedModel
 
 FULL_WEIGHTS_NAME = "model.safetensors"
 
@@ -43,10 +44,10 @@ def load_peft(model: nn.Module, directory: Path) -> nn.Module:
     if not (directory / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise FileNotFoundError(f"{SAFETENSORS_WEIGHTS_NAME} is missing")
     anything: Any = model
-    found: nn.Module = peft.PeftModel.from_pretrained(
+    found: peft.PeftModel = peft.PeftModel.from_pretrained(
         anything, str(directory), torch_device=str(next(model.parameters()).device)
     )
-    return found
+    return PromptedModel(found) if found.active_peft_config.is_prompt_learning else found
 
 
 @torch.no_grad()

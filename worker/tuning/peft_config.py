@@ -10,6 +10,12 @@ from torch import nn
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import AdapterSpec
 from app.domain.peft_kinds import PEFT_KINDS
+from worker.tuning.targets import factor_layers, rotation_block, target_layers
+
+PISSA = "pissa"
+
+# From this many steps on, AdaLoRA has time to measure which ranks matter before it takes any away.
+_MIN_STEPS_TO_ALLOCATE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,72 +35,149 @@ class Surroundings:
     total_steps: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """The options of an adapter, and what it is for."""
+
+    options: dict[str, Any]
+    around: Surroundings
+
+    @property
+    def targets(self) -> dict[str, nn.Module]:
+        around = self.around
+        return target_layers(around.model, around.head_modules, self.options["target_modules"])
+
+
 def peft_config(adapter: AdapterSpec, around: Surroundings) -> peft.PeftConfig:
     """Return the configuration of an adapter.
 
     Raises:
-        InvalidInput: the model has no layer of a target's name.
+        InvalidInput: the options do not fit the model.
     """
     kind = PEFT_KINDS[adapter.type]
     assert kind.peft_config is not None
-    config_class = getattr(peft, kind.peft_config)
-    options = adapter.complete_options()
-    targets = options.pop("target_modules", None)
-    fields = _FIELDS[adapter.type](options, around)
-    fields["task_type"] = around.peft_task_type
-    if not kind.is_prompt:
-        fields["target_modules"] = _targets(targets, around)
-    fields["modules_to_save"] = list(around.head_modules) or None
-    config: peft.PeftConfig = config_class(**fields)
+    wish = _Wish(adapter.complete_options(), around)
+    config: peft.PeftConfig = getattr(peft, kind.peft_config)(
+        task_type=around.peft_task_type,
+        modules_to_save=list(around.head_modules) or None,
+        **_FIELDS[adapter.type](wish),
+    )
     return config
 
 
-def _targets(asked: Sequence[str] | None, around: Surroundings) -> list[str]:
-    """Return the full names of the layers to adapt: never those of the head.
-
-    Without a wish, all linear layers; of a model that has none, its 1x1 convolutions.
-    """
-    own = {
-        path: module
-        for path, module in around.model.named_modules()
-        if not any(path == head or path.startswith(head + ".") for head in around.head_modules)
-    }
-    if asked is not None:
-        known = {path.rpartition(".")[2] for path in own}
-        if missing := sorted(set(asked) - known):
-            raise InvalidInput(
-                f"the base model has no layer named {', '.join(missing)}",
-                param="tunesmith.adapter.target_modules",
-            )
-        return [path for path in own if path.rpartition(".")[2] in asked]
-    output = getattr(around.model, "get_output_embeddings", lambda: None)()
-    linear = [
-        path
-        for path, module in own.items()
-        if isinstance(module, nn.Linear) and module is not output
-    ]
-    found = linear or [path for path, module in own.items() if _is_pointwise(module)]
-    if not found:
-        raise InvalidInput("the base model has no layer that an adapter could change")
-    return found
+def allocates_ranks(total_steps: int) -> bool:
+    """Say whether a run of AdaLoRA is long enough to take ranks away."""
+    return total_steps >= _MIN_STEPS_TO_ALLOCATE
 
 
-def _is_pointwise(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d):
-        return False
-    return module.kernel_size == (1, 1) and module.groups == 1
-
-
-def _lora(options: dict[str, Any], around: Surroundings) -> dict[str, Any]:
+def _lora(wish: _Wish) -> dict[str, Any]:
+    options = wish.options
+    # The update of PiSSA is what the principal components have changed by: twice the rank.
+    times = 2 if options["init"] == PISSA else 1
     return {
-        "r": options["r"],
-        "lora_alpha": options["alpha"],
+        "r": options["r"] * times,
+        "lora_alpha": options["alpha"] * times,
         "lora_dropout": options["dropout"],
         "use_rslora": options["use_rslora"],
         "use_dora": options["use_dora"],
-        "init_lora_weights": True if options["init"] == "default" else options["init"],
+        "target_modules": list(wish.targets),
     }
 
 
+def _adalora(wish: _Wish) -> dict[str, Any]:
+    options, steps = wish.options, wish.around.total_steps
+    return {
+        "init_r": options["init_r"],
+        "target_r": options["target_r"],
+        "lora_alpha": options["alpha"],
+        "lora_dropout": options["dropout"],
+        # As in the paper's experiments: a tenth of the run to warm up, a third with ranks fixed.
+        "tinit": steps // 10,
+        "tfinal": steps // 3,
+        "deltaT": max(1, steps // 100),
+        "total_step": steps,
+        "target_modules": list(wish.targets),
+    }
+
+
+def _ia3(wish: _Wish) -> dict[str, Any]:
+    around = wish.around
+    targets, feedforward = factor_layers(
+        around.model, around.head_modules, wish.options["target_modules"]
+    )
+    return {"target_modules": targets, "feedforward_modules": feedforward}
+
+
+def _low_rank_product(wish: _Wish) -> dict[str, Any]:
+    options = wish.options
+    return {
+        "r": options["r"],
+        "alpha": options["alpha"],
+        "target_modules": list(wish.targets),
+    }
+
+
+def _oft(wish: _Wish) -> dict[str, Any]:
+    targets = wish.targets
+    size = rotation_block(list(targets.values()), wish.options["block_size"])
+    return {"oft_block_size": size, "target_modules": list(targets)}
+
+
+def _vera(wish: _Wish) -> dict[str, Any]:
+    targets = wish.targets
+    if not all(isinstance(layer, nn.Linear) for layer in targets.values()):
+        raise InvalidInput(
+            "vera adapts linear layers only; those of this base model are convolutions",
+            param="tunesmith.adapter.type",
+        )
+    return {
+        "r": wish.options["r"],
+        "vera_dropout": wish.options["dropout"],
+        "target_modules": list(targets),
+    }
+
+
+def _prompt_tuning(wish: _Wish) -> dict[str, Any]:
+    _refuse_last_token(wish)
+    # Words of the model's own are a better start than noise (Lester et al. 2021, section 3.2).
+    return {
+        "num_virtual_tokens": wish.options["num_virtual_tokens"],
+        "prompt_tuning_init": "SAMPLE_VOCAB",
+    }
+
+
+def _refuse_last_token(wish: _Wish) -> None:
+    """Decoders that classify do so at the last token, which they find by the ids of tokens."""
+    around = wish.around
+    if around.peft_task_type == "SEQ_CLS" and hasattr(around.model, "score"):
+        raise InvalidInput(
+            "this base model cannot classify behind learnt embeddings; prefix-tuning works",
+            param="tunesmith.adapter.type",
+        )
+
+
+def _p_tuning(wish: _Wish) -> dict[str, Any]:
+    _refuse_last_token(wish)
+    return {
+        "num_virtual_tokens": wish.options["num_virtual_tokens"],
+        "encoder_hidden_size": wish.options["encoder_hidden_size"],
+    }
+
+
+def _prefix_tuning(wish: _Wish) -> dict[str, Any]:
+    return {"num_virtual_tokens": wish.options["num_virtual_tokens"]}
+
+
 # How each kind's options are called in its configuration.
-_FIELDS: dict[str, Callable[[dict[str, Any], Surroundings], dict[str, Any]]] = {"lora": _lora}
+_FIELDS: dict[str, Callable[[_Wish], dict[str, Any]]] = {
+    "lora": _lora,
+    "adalora": _adalora,
+    "ia3": _ia3,
+    "loha": _low_rank_product,
+    "lokr": _low_rank_product,
+    "oft": _oft,
+    "vera": _vera,
+    "prompt-tuning": _prompt_tuning,
+    "p-tuning": _p_tuning,
+    "prefix-tuning": _prefix_tuning,
+}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import peft
 import torch
 from safetensors import SafetensorError
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import AdapterSpec
-from worker.trunk.peft_format import WEIGHTS_NAME
+from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from worker.tuning import WEIGHTS, WeightGroup, named_weights
+from worker.tuning.extras import extra_of
 from worker.tuning.peft_config import Surroundings, peft_config
+from worker.tuning.prompted import PromptedModel
+
+EXTRA = "extra"
 
 
 class PeftTuning:
@@ -29,9 +34,17 @@ class PeftTuning:
     def __init__(self, adapter: AdapterSpec, around: Surroundings) -> None:
         self._config = peft_config(adapter, around)
         self._plus_ratio: float | None = adapter.complete_options().get("lora_plus_ratio")
-        # Adapters are trained in float32 whatever the format of the base model.
-        self._peft = peft.get_peft_model(around.model, self._config, autocast_adapter_dtype=True)
-        self.model: nn.Module = self._peft
+        anything: Any = around.model
+        try:
+            # Adapters are trained in float32 whatever the format of the base model.
+            self.peft = peft.get_peft_model(anything, self._config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise InvalidInput(
+                f"the adapter does not fit the base model: {error}", param="tunesmith.adapter"
+            ) from error
+        self._prompted = PromptedModel(self.peft) if self._config.is_prompt_learning else None
+        self.model: nn.Module = self._prompted or self.peft
+        self._extra = extra_of(adapter, self.peft, around.total_steps)
 
     def groups(self) -> Sequence[WeightGroup]:
         trained = [
@@ -46,17 +59,27 @@ class PeftTuning:
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
-        with self._peft.disable_adapter():
+        if self._prompted is None:
+            with self.peft.disable_adapter():
+                yield
+            return
+        self._prompted.switch(is_off=True)
+        try:
             yield
+        finally:
+            self._prompted.switch(is_off=False)
 
     def before_update(self, step: int) -> Tensor | None:
-        return None
+        return self._extra.before_update(step)
 
     def after_update(self, step: int) -> None:
-        return
+        self._extra.after_update(step)
 
     def save(self, directory: Path, base_model_name: str) -> None:
-        tensors = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        # With a state of its own choice `peft` does not take ranks that are gone for damage.
+        tensors = peft.get_peft_model_state_dict(
+            self.peft, state_dict=self.peft.state_dict(), save_embedding_layers=False
+        )
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(on_cpu, directory / WEIGHTS_NAME, metadata={"format": "pt"})
         config = self._config
@@ -67,17 +90,33 @@ class PeftTuning:
 
     def load_adapter(self, directory: Path) -> None:
         try:
-            tensors = load_file(directory / WEIGHTS_NAME)
-            found: Any = peft.set_peft_model_state_dict(self.model, tensors)
-        except (OSError, SafetensorError, RuntimeError) as error:
+            config = msgspec.json.decode(
+                (directory / CONFIG_NAME).read_bytes(), type=dict[str, Any]
+            )
+            if config.get("peft_type") != self._config.peft_type:
+                raise InvalidInput("the model to start from has an adapter of another kind")
+            tensors = self._extra.fit(load_file(directory / WEIGHTS_NAME), config)
+            found: Any = peft.set_peft_model_state_dict(self.peft, tensors)
+        except (
+            OSError,
+            SafetensorError,
+            RuntimeError,
+            KeyError,
+            AttributeError,
+            msgspec.DecodeError,
+        ) as error:
             raise InvalidInput("the model to start from does not fit its base model") from error
         if found.unexpected_keys:
             raise InvalidInput(f"the model to start from holds {found.unexpected_keys[0]}")
+        self._extra.weights_replaced()
 
     def state_tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
-        return {WEIGHTS: {name: weight.detach() for name, weight in named_weights(self.groups())}}
+        weights = {name: weight.detach() for name, weight in named_weights(self.groups())}
+        return {WEIGHTS: weights, EXTRA: self._extra.state_tensors()}
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, weight in named_weights(self.groups()):
             weight.copy_(tensors[WEIGHTS][name])
+        self._extra.weights_replaced()
+        self._extra.load_state_tensors(tensors[EXTRA])
