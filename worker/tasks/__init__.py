@@ -116,8 +116,14 @@ class Task(Protocol):
             InvalidInput: nothing can be learnt from these records; the message says why.
         """
 
-    def encode(self, record: Record, max_length_tokens: int) -> Example:
-        """Return a record as an example. Raises: InvalidInput."""
+    def encode(self, record: Record, max_length_tokens: int) -> Example | Sequence[Example]:
+        """Return a record as an example, or as several if it is learnt in pieces.
+
+        None: there is nothing in it that could be learnt.
+
+        Raises:
+            InvalidInput: it does not fit the outline.
+        """
 
     def encode_input(self, value: Any) -> Example:
         """Return what a request asks for as an example. Raises: InvalidInput, naming the field."""
