@@ -28,6 +28,7 @@ FOLDERS = (
     "evaluation",
     "conversion",
     "training",
+    "generation",
     "serving",
     "acceptance",
     "chaos",

@@ -1,5 +1,5 @@
 """The side of Tunesmith that holds devices: supervisor, trainer and engine.
 
-Only `worker.conversion`, `worker.trunk`, `worker.training` and `worker.serving` import torch; the
-supervising process never does.
+Only `worker.conversion`, `trunk`, `generation`, `tasks`, `tuning`, `training` and `serving` import
+torch; the supervising process never does.
 """

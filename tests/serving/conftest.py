@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.base_models import InstalledBaseModel
 from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from worker.generation.request import GenerationRequest, Piece
+from worker.generation.vocabulary import Vocabulary, end_token_ids
 from worker.serving.answers import collect
-from worker.serving.base import end_token_ids
-from worker.serving.generation import GenerationRequest, Piece
 from worker.serving.loop import GenerationLoop, LoopLimits
-from worker.serving.vocabulary import Vocabulary
 from worker.training.manifest import BaseModelRef, Origin, chat_template
 from worker.trunk.device import DeviceProfile
 from worker.trunk.listing import write_listing

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import EngineUnavailable, NotFound, TooManyRequests
+from worker.generation.request import GenerationFailed, GenerationRequest, Piece
+from worker.generation.sampling import SamplingParameters
+from worker.generation.vocabulary import Vocabulary
 from worker.serving.answers import collect
-from worker.serving.generation import GenerationFailed, GenerationRequest, Piece
 from worker.serving.loop import GenerationLoop, LoopLimits
-from worker.serving.sampling import SamplingParameters
-from worker.serving.vocabulary import Vocabulary
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import save_adapter
 from worker.trunk.trunk import Trunk

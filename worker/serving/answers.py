@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from worker.serving.generation import Generation, Piece
-from worker.serving.sampling import SampledToken
-from worker.serving.vocabulary import Vocabulary
+from worker.generation.request import Piece
+from worker.generation.sampling import SampledToken
+from worker.generation.vocabulary import Vocabulary
+from worker.serving.generation import Generation
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
+from worker.generation.vocabulary import Vocabulary, end_token_ids
 from worker.serving.loop import GenerationLoop, LoopLimits
-from worker.serving.vocabulary import Vocabulary
 from worker.trunk.chat import encode_completion_prompt, encode_prompt
 from worker.trunk.trunk import Trunk
 
@@ -75,10 +75,3 @@ class ServedBase:
 
     async def _off_event_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._encoding, work)
-
-
-def end_token_ids(trunk: Trunk) -> frozenset[int]:
-    """Return the tokens that end an answer: the tokenizer's, and those the model's files name."""
-    configured = getattr(trunk.model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(one for one in (*ids, trunk.tokenizer.eos_token_id) if isinstance(one, int))

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 import torch
 
 from app.domain.errors import DomainError, EngineUnavailable, NotFound, TooManyRequests
-from worker.serving.generation import Generation, GenerationRequest, Piece, deliver
-from worker.serving.sequence import SequenceState, Share
-from worker.serving.step import run_step
-from worker.serving.vocabulary import Vocabulary
+from worker.generation.request import GenerationRequest, Piece
+from worker.generation.sequence import SequenceState
+from worker.generation.step import plan_step, run_step
+from worker.generation.vocabulary import Vocabulary
+from worker.serving.generation import Generation, deliver
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.trunk import Trunk
+
+_Sequence = SequenceState[Generation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,8 @@ class GenerationLoop:
         self._event_loop = event_loop
         # Guards what several threads use, and wakes the loop's own when there is work.
         self._changed = threading.Condition()
-        self._waiting: deque[SequenceState] = deque()
-        self._running: list[SequenceState] = []
+        self._waiting: deque[_Sequence] = deque()
+        self._running: list[_Sequence] = []
         self._joining: deque[_Attachment] = deque()
         self._slots: set[str] = set()
         self._leaving: set[str] = set()
@@ -93,7 +96,7 @@ class GenerationLoop:
         """
         generation = Generation(len(requests))
         sequences = [
-            SequenceState(request, index, generation, self._trunk.new_cache(), self._vocabulary)
+            _Sequence(request, index, generation, self._trunk.new_cache(), self._vocabulary)
             for index, request in enumerate(requests)
         ]
         with self._changed:
@@ -205,12 +208,12 @@ class GenerationLoop:
 
     def _drop_cancelled(self) -> None:
         before = len(self._running) + len(self._waiting)
-        self._running = [one for one in self._running if not one.generation.is_cancelled]
-        self._waiting = deque(one for one in self._waiting if not one.generation.is_cancelled)
+        self._running = [one for one in self._running if not one.owner.is_cancelled]
+        self._waiting = deque(one for one in self._waiting if not one.owner.is_cancelled)
         self._cancelled += before - len(self._running) - len(self._waiting)
 
     def _step(self) -> None:
-        shares = self._plan()
+        shares = plan_step(self._running, self._limits.prefill_tokens_per_step)
         if not shares:
             return
         self._prompt_tokens += sum(
@@ -218,11 +221,11 @@ class GenerationLoop:
         )
         before = sum(share.sequence.generated_tokens for share in shares)
         arrivals: list[tuple[Generation, Piece | DomainError]] = []
-        finished: set[SequenceState] = set()
+        finished: set[_Sequence] = set()
         for share, outcome in run_step(self._trunk, shares):
             if outcome is None:
                 continue
-            arrivals.append((share.sequence.generation, outcome))
+            arrivals.append((share.sequence.owner, outcome))
             if isinstance(outcome, DomainError) or outcome.finish_reason is not None:
                 finished.add(share.sequence)
         self._steps += 1
@@ -233,25 +236,11 @@ class GenerationLoop:
             # One wake-up of the event loop for all that a step has made.
             self._event_loop.call_soon_threadsafe(deliver, arrivals)
 
-    def _plan(self) -> list[Share]:
-        """Return what each sequence puts into the next step; the first admitted prefills first."""
-        budget = self._limits.prefill_tokens_per_step
-        shares = []
-        for sequence in self._running:
-            if not sequence.is_in_prompt:
-                shares.append(sequence.share(1))
-            elif budget > 0:
-                share = sequence.share(budget)
-                budget -= len(share.rows.token_ids)
-                shares.append(share)
-        # Neighbours that share an adapter are one range of rows, which needs no gathering.
-        return sorted(shares, key=lambda share: share.rows.adapter or "")
-
     def _end(self) -> None:
         """Fail what is left, so that no one waits for a thread that has ended."""
         with self._changed:
             self._is_closing = True
-            left = {sequence.generation for sequence in (*self._running, *self._waiting)}
+            left = {sequence.owner for sequence in (*self._running, *self._waiting)}
             self._running, self._waiting = [], deque()
             joining, self._joining = self._joining, deque()
         for attachment in joining:

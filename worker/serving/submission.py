@@ -10,9 +10,10 @@ import msgspec
 from app.domain.datasets import ChatRecord, Message, as_template_messages
 from app.domain.errors import InvalidInput
 from app.domain.ids import new_id
+from worker.generation.request import GenerationRequest
 from worker.serving.answers import ChatWording, CompletionWording, Heading, Wording
 from worker.serving.engine import Engine, ServedModel
-from worker.serving.generation import Generation, GenerationRequest
+from worker.serving.generation import Generation
 from worker.serving.wire import MAX_SEQUENCES, ChatRequest, CompletionRequest, parse
 
 

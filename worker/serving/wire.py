@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.domain.errors import InvalidInput
-from worker.serving.sampling import SamplingParameters
+from worker.generation.sampling import SamplingParameters
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from worker.serving.sampling import Sampler, SamplingParameters, score
+from worker.generation.sampling import Sampler, SamplingParameters, score
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 

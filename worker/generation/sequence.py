@@ -1,19 +1,22 @@
 """One sequence while it is generated: its prompt, cache, random generator and text."""
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from worker.serving.generation import FinishReason, Generation, GenerationRequest, Piece
-from worker.serving.sampling import SampledToken, Sampler, score
-from worker.serving.stopping import ShownText, TextStream
-from worker.serving.vocabulary import Vocabulary
+from worker.generation.request import FinishReason, GenerationRequest, Piece
+from worker.generation.sampling import SampledToken, Sampler, score
+from worker.generation.stopping import ShownText, TextStream
+from worker.generation.vocabulary import Vocabulary
 from worker.trunk.batch import SequenceRows
 from worker.trunk.cache import SequenceCache
 
+Owner = TypeVar("Owner")
+
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Share(Generic[Owner]):
     """What one sequence puts into one step.
 
     Attributes:
@@ -22,31 +25,31 @@ class Share:
         wanted: of how many of its last rows the step must compute logits.
     """
 
-    sequence: "SequenceState"
+    sequence: "SequenceState[Owner]"
     rows: SequenceRows
     start: int
     wanted: int
 
 
-class SequenceState:
-    """The state of one sequence between steps. Only the loop's thread advances it.
+class SequenceState(Generic[Owner]):
+    """The state of one sequence between steps. One thread advances it.
 
     Attributes:
-        generation: where its pieces go.
-        generated_tokens: tokens sampled so far.
+        owner: whom its pieces are for.
+        sampled_ids: tokens sampled so far, the one that ends the answer included.
     """
 
     def __init__(
         self,
         request: GenerationRequest,
         index: int,
-        generation: Generation,
+        owner: Owner,
         cache: SequenceCache,
         vocabulary: Vocabulary,
     ) -> None:
         self.request = request
-        self.generation = generation
-        self.generated_tokens = 0
+        self.owner = owner
+        self.sampled_ids: list[int] = []
         self._index = index
         self._cache = cache
         self._end_token_ids = vocabulary.end_token_ids
@@ -57,11 +60,15 @@ class SequenceState:
         self._prompt_tokens: list[SampledToken] = []
 
     @property
+    def generated_tokens(self) -> int:
+        return len(self.sampled_ids)
+
+    @property
     def is_in_prompt(self) -> bool:
         """Whether part of the prompt has not been through the model yet."""
-        return self.generated_tokens == 0
+        return not self.sampled_ids
 
-    def share(self, budget: int) -> Share:
+    def share(self, budget: int) -> Share[Owner]:
         """Return the next `budget` tokens at most."""
         token_ids = self._pending[:budget]
         if self._is_scored:
@@ -71,11 +78,11 @@ class SequenceState:
         rows = SequenceRows(token_ids, self.request.adapter, self._cache)
         return Share(self, rows, self._cache.length, wanted)
 
-    def rewind(self, share: Share) -> None:
+    def rewind(self, share: Share[Owner]) -> None:
         """Forget what a step that failed has put into the cache."""
         self._cache.truncate(share.start)
 
-    def advance(self, share: Share, logits: Tensor) -> Piece | None:
+    def advance(self, share: Share[Owner], logits: Tensor) -> Piece | None:
         """Take in what a step computed and return the text that it makes certain, if any.
 
         Args:
@@ -98,7 +105,7 @@ class SequenceState:
     def _is_scored(self) -> bool:
         return self.request.has_prompt_logprobs and self.is_in_prompt
 
-    def _score_prompt(self, share: Share, logits: Tensor) -> None:
+    def _score_prompt(self, share: Share[Owner], logits: Tensor) -> None:
         """Score the prompt tokens that follow this step's rows; nothing predicts the first."""
         prompt_ids, alternatives = self.request.prompt_ids, self.request.sampling.top_logprobs or 0
         if share.start == 0:
@@ -110,7 +117,7 @@ class SequenceState:
         )
 
     def _append(self, token: SampledToken) -> Piece | None:
-        self.generated_tokens += 1
+        self.sampled_ids.append(token.token_id)
         if token.token_id in self._end_token_ids:
             return self._piece(self._stream.finish(), "stop")
         shown = self._stream.push(token)

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.serving.sampling import SampledToken
-from worker.serving.vocabulary import Vocabulary
+from worker.generation.sampling import SampledToken
+from worker.generation.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

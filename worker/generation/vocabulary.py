@@ -11,6 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from worker.trunk.trunk import Trunk
+
 # How a SentencePiece vocabulary writes a byte that has no piece of its own, and a space.
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
@@ -69,6 +71,13 @@ class Vocabulary:
         if byte := _BYTE_PIECE.fullmatch(piece):
             return bytes([int(byte[1], 16)])
         return piece.replace(_SPACE, " ").encode()
+
+
+def end_token_ids(trunk: Trunk) -> frozenset[int]:
+    """Return the tokens that end an answer: the tokenizer's, and those the model's files name."""
+    configured = getattr(trunk.model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(one for one in (*ids, trunk.tokenizer.eos_token_id) if isinstance(one, int))
 
 
 def _has_byte_level_decoder(tokenizer: PreTrainedTokenizerBase) -> bool:

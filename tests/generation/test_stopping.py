@@ -4,9 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from worker.serving.sampling import SampledToken
-from worker.serving.stopping import ShownText, TextStream
-from worker.serving.vocabulary import Vocabulary
+from worker.generation.sampling import SampledToken
+from worker.generation.stopping import ShownText, TextStream
+from worker.generation.vocabulary import Vocabulary
 
 TEXTS = (
     "plain words, 12.5 %",

@@ -1,0 +1,21 @@
+"""A loaded base model and its tokens."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from worker.generation.vocabulary import Vocabulary, end_token_ids
+from worker.trunk.device import DeviceProfile
+from worker.trunk.trunk import Trunk, load_trunk
+
+
+@pytest.fixture(scope="session")
+def trunk(base_model_dir: Path) -> Trunk:
+    torch.set_num_threads(1)
+    return load_trunk(base_model_dir, DeviceProfile("cpu", "float32", 1))
+
+
+@pytest.fixture(scope="session")
+def vocabulary(trunk: Trunk) -> Vocabulary:
+    return Vocabulary(trunk.tokenizer, end_token_ids(trunk))
