@@ -12,7 +12,16 @@ from app.api.access_log import leave_out_probes
 from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
-from app.api.routes import files, graders, health, inference, jobs, metrics, models
+from app.api.routes import (
+    files,
+    graders,
+    health,
+    inference,
+    jobs,
+    metrics,
+    models,
+    predictions,
+)
 from app.db.migrations import upgrade
 from app.db.repositories.keys import Principal
 from app.resources import Resources
@@ -54,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for routes in (files, jobs, models, inference, graders):
+    for routes in (files, jobs, models, inference, predictions, graders):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]
         )
@@ -68,8 +77,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         max_bytes=resources.settings.max_body_bytes,
-        # A form adds a little to the file that it carries.
-        uploads={"/v1/files": resources.settings.max_upload_bytes + 65_536},
+        uploads={
+            # A form adds a little to the file that it carries.
+            "/v1/files": resources.settings.max_upload_bytes + 65_536,
+            "/v1/predictions": resources.settings.max_prediction_bytes,
+        },
     )
     app.add_middleware(Authentication, authenticate=check_key)
     app.add_middleware(RequestIds)

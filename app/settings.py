@@ -17,6 +17,7 @@ class Settings:
         engine_kind: which client speaks to the engine: `builtin` or `vllm`.
         lease_ttl_seconds: a worker that is silent for this long loses its job.
         max_attempts: crashes after which a job fails as `worker_lost`.
+        max_prediction_bytes: longest body of a request for predictions, which may hold media.
         stall_timeout_seconds: a trainer that tells nothing for this long is killed.
         min_free_bytes: with less room left in storage, uploads are refused and no job is claimed.
         step_log_path: file to which trainers append a line for every step, or None.
@@ -36,6 +37,7 @@ class Settings:
     organization: str = "default"
     max_upload_bytes: int = 1 << 30
     max_body_bytes: int = 8 << 20
+    max_prediction_bytes: int = 32 << 20
     lease_ttl_seconds: float = 60.0
     sweep_interval_seconds: float = 0.5
     redispatch_after_seconds: float = 60.0
@@ -70,6 +72,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         port=_port(environment, "API_PORT", 8000),
         organization=environment.get("TUNESMITH_ORGANIZATION") or "default",
         max_upload_bytes=int(_number(environment, "MAX_UPLOAD_BYTES", 1 << 30)),
+        max_prediction_bytes=int(_number(environment, "MAX_PREDICTION_BYTES", 32 << 20)),
         lease_ttl_seconds=_number(environment, "LEASE_TTL_SECONDS", 60.0),
         sweep_interval_seconds=_number(environment, "SWEEP_INTERVAL_SECONDS", 0.5),
         redispatch_after_seconds=_number(environment, "REDISPATCH_AFTER_SECONDS", 60.0),

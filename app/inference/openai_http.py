@@ -6,6 +6,7 @@ id of its base model, and the adapters' storage mounted at the same path.
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +34,14 @@ def open_builtin(settings: Settings) -> "OpenAIHTTPEngine":
 
 def open_vllm(settings: Settings) -> "OpenAIHTTPEngine":
     # vLLM answers 400 to a second load of one name, which for immutable names is success.
-    return OpenAIHTTPEngine(_http_client(settings), loaded_already="already been loaded")
+    return OpenAIHTTPEngine(
+        _http_client(settings),
+        loaded_already="already been loaded",
+        missing={
+            "/v1/predictions": "Predictions need the built-in engine (ENGINE_KIND=builtin): a vLLM "
+            "server cannot load adapters with a head."
+        },
+    )
 
 
 class OpenAIHTTPEngine:
@@ -41,11 +49,18 @@ class OpenAIHTTPEngine:
 
     Args:
         loaded_already: the words in a 400 that mean the adapter is there.
+        missing: why the server does not answer on some routes.
     """
 
-    def __init__(self, client: httpx.AsyncClient, loaded_already: str | None = None) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        loaded_already: str | None = None,
+        missing: Mapping[Route, str] | None = None,
+    ) -> None:
         self._client = client
         self._loaded_already = loaded_already
+        self._missing = missing or {}
         self._loaded: set[str] = set()
 
     async def complete(
@@ -82,6 +97,8 @@ class OpenAIHTTPEngine:
         self, route: Route, body: dict[str, Any], adapter: AdapterFiles | None
     ) -> httpx.Response:
         """Return a successful response whose body is still to be read."""
+        if route in self._missing:
+            raise InvalidInput(self._missing[route], param="model", code="unsupported_by_engine")
         known = adapter is None or adapter.name in self._loaded
         if adapter is not None and not known:
             await self._load(adapter)

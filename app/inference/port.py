@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from app.domain.registry import Registry, resolve
 from app.settings import Settings
 
-Route = Literal["/v1/chat/completions", "/v1/completions"]
+Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/predictions", "/v1/embeddings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class EngineClient(Protocol):
         """Return one whole answer. Cancelling the call stops the generation.
 
         Raises:
-            InvalidInput: the engine refuses the request; its words and field are passed on.
+            InvalidInput: the engine refuses the request; its words and field are passed on. Or it
+                has no such route.
             TooManyRequests: its queue is full.
             EngineUnavailable: it cannot be reached, or failed.
         """

@@ -8,6 +8,10 @@ from app.base_models import BaseModel, Catalogue
 from app.db.repositories import adapters, jobs
 from app.db.repositories.adapters import Adapter
 from app.domain.errors import InvalidInput, ModelInUse, NotFound
+from app.domain.task_routes import refuse_other_route, refuse_route_of_base
+from app.inference import AdapterFiles
+from app.inference.port import Route
+from app.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,23 @@ def find(connection: Connection, catalogue: Catalogue, project_id: str, name: st
             code="model_not_found",
         )
     return Model(catalogue.get(adapter.base_model), adapter)
+
+
+def locate(resources: Resources, project_id: str, name: str, route: Route) -> AdapterFiles | None:
+    """Return the files of the fine-tuned model that is to answer; None for a base model.
+
+    Raises:
+        NotFound: there is no such model in this project.
+        InvalidInput: the model is for another task than the route.
+    """
+    catalogue = resources.catalogue
+    with resources.database.read() as connection:
+        found = find(connection, catalogue, project_id, name)
+    if found.adapter is None:
+        refuse_route_of_base(name, found.base.tasks, route)
+        return None
+    refuse_other_route(name, found.adapter.task, route)
+    return AdapterFiles(name, resources.storage.directory(found.adapter.storage_prefix))
 
 
 def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: str) -> str | None:

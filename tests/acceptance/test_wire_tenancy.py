@@ -80,6 +80,12 @@ NAMING: dict[str, list[Request]] = {
     "POST /v1/completions": [
         lambda http, it: http.post("/v1/completions", **body(model=it.model, prompt="hello"))
     ],
+    "POST /v1/predictions": [
+        lambda http, it: http.post("/v1/predictions", **body(model=it.model, inputs="hello"))
+    ],
+    "POST /v1/embeddings": [
+        lambda http, it: http.post("/v1/embeddings", **body(model=it.model, input="hello"))
+    ],
     # As cursors of lists.
     "GET /v1/files": [lambda http, it: http.get("/v1/files", params={"after": it.file})],
     f"GET {JOBS}": [lambda http, it: http.get(JOBS, params={"after": it.job})],

@@ -111,6 +111,29 @@ def test_a_completion_has_its_own_route(using: Use) -> None:
     assert answer["choices"][0]["text"] == "".join(ANSWER)
 
 
+def test_embeddings_have_a_route_on_every_engine(using: Use) -> None:
+    body = {"model": BASE_MODEL, "input": ["hello", "you"]}
+    answer = using(lambda client: client.complete("/v1/embeddings", body, None))
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+
+
+def test_predictions_are_refused_where_the_engine_has_none(
+    using: Use, settings: Settings, engine: FakeEngine
+) -> None:
+    body = {"model": ADAPTER.name, "inputs": "hello"}
+
+    async def predict(client: EngineClient) -> Any:
+        return await client.complete("/v1/predictions", body, ADAPTER)
+
+    if settings.engine_kind == "builtin":
+        assert len(using(predict)["predictions"]) == 1
+        return
+    with pytest.raises(InvalidInput, match="built-in engine") as refused:
+        using(predict)
+    assert refused.value.code == "unsupported_by_engine"
+    assert engine.loads == engine.requests == []
+
+
 def test_a_stream_is_passed_on_byte_for_byte(using: Use) -> None:
     lines = using(stream()).split(b"\n\n")
     assert lines[-2:] == [b"data: [DONE]", b""]

@@ -107,7 +107,12 @@ def add_job_in(connection: Connection, project_id: str, status: JobStatus, **ove
 
 
 def add_adapter(
-    connection: Connection, project_id: str, name: str, *, is_final: bool = True
+    connection: Connection,
+    project_id: str,
+    name: str,
+    *,
+    is_final: bool = True,
+    task: str = "text-generation",
 ) -> Adapter:
     """Add an adapter of a job that succeeded."""
     job = add_job_in(connection, project_id, JobStatus.SUCCEEDED)
@@ -117,7 +122,7 @@ def add_adapter(
         project_id=project_id,
         job_id=job.id,
         base_model=BASE_MODEL,
-        task="text-generation",
+        task=task,
         storage_prefix=f"jobs/{job.id}/e1/step-1/adapter",
         manifest_sha256="0" * 64,
         step=1,

@@ -36,6 +36,9 @@ UNLOADABLE = "ft:unloadable"
 DAMAGED = "ft:damaged"
 FORGOTTEN_AT_ONCE = "ft:forgotten-at-once"
 
+# A base model of the default catalogue that embeds texts.
+ENCODER = "all-minilm-l6-v2"
+
 ANSWER = ("Got it", ": you", " asked", ".")
 
 
@@ -100,15 +103,25 @@ class FakeEngine:
         body = await request.json()
         return await self._answer(request, body, _COMPLETION, body["prompt"])
 
+    async def predictions(self, request: Request) -> Response:
+        body = await request.json()
+        inputs = body["inputs"] if isinstance(body["inputs"], list) else [body["inputs"]]
+        return await self._answer(request, body, _Predictions(len(inputs)), inputs[0])
+
+    async def embeddings(self, request: Request) -> Response:
+        body = await request.json()
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        return await self._answer(request, body, _Embeddings(len(texts)), texts[0])
+
     async def _answer(
-        self, request: Request, body: dict[str, Any], shape: "_Shape", prompt: Any
+        self, request: Request, body: dict[str, Any], shape: Any, prompt: Any
     ) -> Response:
         self.requests.append(body)
         self.authorizations.append(request.headers.get("authorization"))
         # What a grader adds to a prompt comes on lines of its own.
         prompt = str(prompt).partition("\n")[0]
         model = body["model"]
-        if model != BASE_MODEL and model not in self._loaded:
+        if model not in (BASE_MODEL, ENCODER) and model not in self._loaded:
             message = f"The model `{model}` does not exist."
             return _error(404, message, "NotFoundError", param="model")
         if prompt.startswith(REFUSE):
@@ -166,6 +179,8 @@ def running_fake_engine(*, has_idempotent_loads: bool = False) -> Iterator[FakeE
             Route("/v1/unload_lora_adapter", engine.unload, methods=["POST"]),
             Route("/v1/chat/completions", engine.chat, methods=["POST"]),
             Route("/v1/completions", engine.completion, methods=["POST"]),
+            Route("/v1/predictions", engine.predictions, methods=["POST"]),
+            Route("/v1/embeddings", engine.embeddings, methods=["POST"]),
         ]
     )
     server = uvicorn.Server(
@@ -232,6 +247,50 @@ class _Shape:
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": None,
+        }
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """How predictions are worded: as the built-in engine does, since vLLM has none."""
+
+    inputs: int
+
+    def whole(self, model: str, text: str) -> dict[str, Any]:
+        return {
+            "id": "pred-1",
+            "object": "prediction",
+            "created": int(time.time()),
+            "model": model,
+            "task": "text-classification",
+            "predictions": [[{"label": text, "score": 0.75}]] * self.inputs,
+            "truncated_inputs": [],
+            "usage": {"inputs": self.inputs, "input_tokens": 9},
+        }
+
+
+@dataclass(frozen=True)
+class _Embeddings:
+    """How vLLM words embeddings."""
+
+    texts: int
+
+    def whole(self, model: str, text: str) -> dict[str, Any]:
+        return {
+            "id": "embd-1",
+            "object": "list",
+            "created": int(time.time()),
+            "model": model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": [0.6, 0.8]}
+                for index in range(self.texts)
+            ],
+            "usage": {
+                "prompt_tokens": 9,
+                "total_tokens": 9,
+                "completion_tokens": 0,
+                "prompt_tokens_details": None,
+            },
         }
 
 

@@ -22,7 +22,6 @@ from app.api.schemas.inference import (
 from app.api.streaming import EventStreamResponse
 from app.disconnect import unless_disconnected
 from app.domain.errors import InvalidInput
-from app.inference import AdapterFiles
 from app.inference.port import Route
 from app.resources import Resources
 from app.services import models
@@ -97,7 +96,7 @@ async def _answer(
     route: Route,
     body: CreateChatCompletionRequest | CreateCompletionRequest,
 ) -> Response:
-    adapter = await run_in_threadpool(_adapter, resources, project_id, body.model)
+    adapter = await run_in_threadpool(models.locate, resources, project_id, body.model, route)
     try:
         wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     except UnicodeEncodeError:
@@ -113,13 +112,3 @@ async def _answer(
         )
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def _adapter(resources: Resources, project_id: str, name: str) -> AdapterFiles | None:
-    """Return the files of a fine-tuned model, None for a base model. Raises: NotFound."""
-    catalogue = resources.catalogue
-    with resources.database.read() as connection:
-        found = models.find(connection, catalogue, project_id, name)
-    if found.adapter is None:
-        return None
-    return AdapterFiles(name, resources.storage.directory(found.adapter.storage_prefix))
