@@ -120,6 +120,46 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, slots=True)
+class Adversarial:
+    """How a text model is attacked while it learns.
+
+    Attributes:
+        epsilon: the largest change of an example's embeddings, as an L2 norm.
+        steps: of the attack, where it has more than one.
+    """
+
+    type: Literal["fgm", "pgd"]
+    epsilon: float = 1.0
+    steps: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What holds the weights where the run started.
+
+    Attributes:
+        type: `l2` alike for all weights; `ewc` by how much the earlier data depend on each.
+        strength: of the penalty.
+    """
+
+    type: Literal["l2", "ewc"]
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Earlier data, so that they are not forgotten.
+
+    Attributes:
+        file: what the model learnt before.
+        share: of the records of a pass that are taken from it.
+    """
+
+    file: DatasetRef
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """How a run trains.
 
@@ -134,6 +174,12 @@ class Hyperparameters:
         max_length_tokens: longer records are cut at the end.
         label_smoothing: share of the target that is spread over all classes.
         early_stopping: None: every epoch is run.
+        neftune_noise_alpha: of the noise on the embeddings; 0 adds none.
+        adversarial: None: there is no adversary.
+        class_weights: of the classes in the loss, by name or `balanced`; None: all alike.
+        freeze_layers: how many of the lowest layers stay as they are.
+        anchor: None: the weights may go anywhere.
+        replay: None: nothing is replayed.
     """
 
     num_epochs: int
@@ -146,6 +192,12 @@ class Hyperparameters:
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
     early_stopping: EarlyStopping | None = None
+    neftune_noise_alpha: float = 0.0
+    adversarial: Adversarial | None = None
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    freeze_layers: int = 0
+    anchor: Anchor | None = None
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,16 @@ class Task:
         implementation: dotted path of the class in the worker that has its head, records, loss
             and predictions; None for text generation, which is computed on the packed trunk.
         main_metric: by which the best checkpoint is chosen unless another is named.
+        has_classes: it tells classes apart, whose weights in the loss can differ.
+        has_text: its input is text, whose embeddings can be changed while it learns.
     """
 
     summary: str
     record_kinds: dict[str, frozenset[str]]
     implementation: str | None
     main_metric: str
+    has_classes: bool = False
+    has_text: bool = True
 
     def kinds_for(self, method: str) -> frozenset[str]:
         """Return the record kinds that a method learns from; empty if it does not apply."""
@@ -53,6 +57,71 @@ TASKS.add(
         summary="Give texts or pairs of texts one label, several labels or a number.",
         record_kinds={"supervised": frozenset({"labelled_text"})},
         implementation="worker.tasks.text_classification:TextClassification",
+        main_metric="loss",
+        has_classes=True,
+    ),
+)
+TASKS.add(
+    "token-classification",
+    Task(
+        summary="Find entities in texts, such as names, places and products.",
+        record_kinds={"supervised": frozenset({"tagged_tokens", "text_spans"})},
+        implementation="worker.tasks.token_classification:TokenClassification",
+        main_metric="entity_f1",
+        has_classes=True,
+    ),
+)
+TASKS.add(
+    "question-answering",
+    Task(
+        summary="Find the answer to a question in a text, or that it has none.",
+        record_kinds={"supervised": frozenset({"question_answer"})},
+        implementation="worker.tasks.question_answering:QuestionAnswering",
+        main_metric="answer_f1",
+    ),
+)
+TASKS.add(
+    "fill-mask",
+    Task(
+        summary="Fill in masked words; learns the language of a field from raw texts.",
+        record_kinds={"continued_pretraining": frozenset({"text"})},
+        implementation="worker.tasks.fill_mask:FillMask",
+        main_metric="loss",
+    ),
+)
+TASKS.add(
+    "image-classification",
+    Task(
+        summary="Give images one label.",
+        record_kinds={"supervised": frozenset({"labelled_image"})},
+        implementation="worker.tasks.image_classification:ImageClassification",
+        main_metric="loss",
+    ),
+)
+TASKS.add(
+    "automatic-speech-recognition",
+    Task(
+        summary="Write down what is said in recordings.",
+        record_kinds={"supervised": frozenset({"transcribed_audio"})},
+        implementation="worker.tasks.automatic_speech_recognition:AutomaticSpeechRecognition",
+        main_metric="wer",
+    ),
+)
+TASKS.add(
+    "feature-extraction",
+    Task(
+        summary="Turn texts into vectors that are near each other where the texts belong together.",
+        record_kinds={"supervised": frozenset({"text_pairs", "scored_pairs"})},
+        implementation="worker.tasks.feature_extraction:FeatureExtraction",
+        main_metric="loss",
+    ),
+)
+TASKS.add(
+    "text2text-generation",
+    Task(
+        summary="Turn source texts into target texts, as in translating and summing up.",
+        record_kinds={"supervised": frozenset({"completion"})},
+        implementation="worker.tasks.text2text_generation:Text2TextGeneration",
         main_metric="loss",
     ),
 )

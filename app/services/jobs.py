@@ -20,6 +20,7 @@ from app.domain.job_spec import AdapterRef, AdapterSpec
 from app.domain.job_state import JobStatus
 from app.domain.peft_kinds import LORA
 from app.domain.tasks import TASKS, choose_task
+from app.domain.training_options import check_training_options
 from app.services import models
 from app.services.files import FINE_TUNE
 from app.services.models import Model
@@ -76,6 +77,12 @@ def create(
     if request.validation_file is not None:
         file = _dataset(connection, principal, request.validation_file, "validation_file")
         _check_records(task, request.method, file, "validation_file")
+    check_training_options(task, request.training, is_continued=model.adapter is not None)
+    if (replay := request.training.get("replay")) is not None:
+        param = "tunesmith.training.replay.file"
+        _check_records(
+            task, request.method, _dataset(connection, principal, replay["file"], param), param
+        )
     _check_batch_size(request, training_file)
     _check_evaluation(request, training_file)
     start_from, adapter = None, request.adapter or {"type": LORA}

@@ -15,12 +15,15 @@ from app.domain.errors import DomainError, InvalidFile, InvalidTransition, NotFo
 from app.domain.job_spec import (
     AdapterRef,
     AdapterSpec,
+    Adversarial,
+    Anchor,
     DatasetRef,
     DeployCondition,
     EarlyStopping,
     EvaluationSpec,
     Hyperparameters,
     JobSpec,
+    Replay,
 )
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
@@ -46,7 +49,14 @@ def validate(database: Database, storage: Storage, catalogue: Catalogue, job: Jo
         requested = METHODS[job.method].hyperparameters.model_validate(job.hyperparameters)
         resolutions = resolve_hyperparameters(requested, training_file.record_count or 1)
         holdout = _holdout(job, training_file)
-        spec = _spec(catalogue, job, training_file, validation_file, resolutions, holdout)
+        replay_file = None
+        if (replay := job.extension["training"].get("replay")) is not None:
+            param = "tunesmith.training.replay.file"
+            replay_file = _find(database, job, replay["file"], param)
+            _check_content(storage, replay_file, param)
+        spec = _spec(
+            catalogue, job, training_file, validation_file, resolutions, holdout, replay_file
+        )
     except DomainError as error:
         _fail(database, job, error)
         return
@@ -85,12 +95,15 @@ def _spec(
     validation_file: File | None,
     resolutions: tuple[Resolution, ...],
     holdout: Resolution,
+    replay_file: File | None,
 ) -> JobSpec:
     base = catalogue.get(job.base_model)
     adapter = AdapterSpec.of_wire(job.extension["adapter"])
     evaluation = job.extension["evaluation"]
     resolved: dict[str, Any] = {resolution.name: resolution.value for resolution in resolutions}
     training = {"max_length_tokens": base.context_length} | job.extension["training"]
+    share = training.pop("replay", {}).get("share", 0.0)
+    replay = Replay(_reference(replay_file), share) if replay_file else None
     training["max_length_tokens"] = min(training["max_length_tokens"], base.context_length)
     return JobSpec(
         job_id=job.id,
@@ -109,6 +122,9 @@ def _spec(
             early_stopping=msgspec.convert(
                 training.pop("early_stopping", None), EarlyStopping | None
             ),
+            adversarial=msgspec.convert(training.pop("adversarial", None), Adversarial | None),
+            anchor=msgspec.convert(training.pop("anchor", None), Anchor | None),
+            replay=replay,
             **training,
         ),
         adapter=adapter,

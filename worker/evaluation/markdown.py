@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from app.domain.metrics import METRICS
-from worker.evaluation.comparison import Difference
+from worker.evaluation.comparison import Comparison, Difference
 from worker.evaluation.measure import MIN_ROWS_FOR_INTERVAL, ClassScores, Evaluation, Measurement
 from worker.evaluation.report import HeldOut, Report
 from worker.evaluation.worst_rows import WorstRow
@@ -28,8 +28,11 @@ def _parts(report: Report) -> Iterable[str]:
     if report.refusal:
         yield f"**Not deployed:** {report.refusal}."
     yield "## Base against tuned"
-    yield _differences(report)
+    yield _differences(report.comparison)
     yield _intervals(tuned.rows)
+    if report.forgetting is not None:
+        yield "## What was learnt before, before and after this job"
+        yield _differences(report.forgetting)
     if tuned.per_class:
         yield "## Tuned, class by class"
         yield _per_class(tuned.per_class)
@@ -60,8 +63,7 @@ def _chosen(report: Report) -> str:
     return f"Evaluated after step {report.best_step:,}, the best by {report.best_metric}."
 
 
-def _differences(report: Report) -> str:
-    comparison = report.comparison
+def _differences(comparison: Comparison) -> str:
     base = {one.name: one for one in comparison.base.metrics}
     tuned = {one.name: one for one in comparison.tuned.metrics}
     return _table(

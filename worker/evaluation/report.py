@@ -36,6 +36,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         best_metric: by which it was chosen; None: it is the last one.
         refusal: why `deploy_if` kept the model from being published; None if it did not.
         worst_rows: of the held-out rows, under the tuned model.
+        forgetting: the model that the job started from (as base) against the tuned one, on data
+            that the former had learnt; None where none were given.
     """
 
     version: Literal[1] = 1
@@ -52,6 +54,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str | None
     comparison: Comparison
     worst_rows: tuple[WorstRow, ...]
+    forgetting: Comparison | None = None
 
     def to_json(self) -> bytes:
         """Return the report as JSON, keys in the order of the fields, NaN nowhere."""

@@ -69,7 +69,7 @@ def encode_examples(
             if not pieces:
                 untrainable.append(line)
     except InvalidInput as error:
-        where = "" if error.message.startswith("line ") else f"line {line}: "
+        where = "" if error.message.startswith(("line ", "row ")) else f"line {line}: "
         raise _invalid(where + error.message, param) from error
     if not examples:
         raise _invalid("no record has anything that the model could learn", param)

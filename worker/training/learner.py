@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,12 @@ from worker.training.metrics import MetricsLog, ValidationMetrics
 
 # Tensors by name, in groups by what they are: each group becomes a file of the checkpoint.
 StateTensors = Mapping[str, Mapping[str, Tensor]]
+
+
+# The base model, what the run started from (another fine-tuned model, perhaps), what it came to.
+WhichModel = Literal["base", "start", "tuned"]
+# Those kept out of training, and those of earlier data.
+WhichRows = Literal["heldout", "earlier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +97,14 @@ class Learner(Protocol):
     def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
         """Measure the held-out data; None when interrupted."""
 
-    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
-        """Measure the held-out data row by row; None when interrupted.
+    @property
+    def has_earlier(self) -> bool:
+        """Whether there are data that the model learnt before, and may have forgotten."""
 
-        Args:
-            is_base: measure the model as it was before training.
-        """
+    def measure(
+        self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]
+    ) -> Measured | None:
+        """Measure rows that are not learnt from, one by one; None when interrupted."""
 
     def save_adapter(self, directory: Path) -> None:
         """Write what is served into an empty directory, with what it was trained with."""

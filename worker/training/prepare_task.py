@@ -13,7 +13,8 @@ from app.domain.job_spec import JobSpec
 from app.domain.registry import resolve
 from app.storage.port import Storage
 from worker.task_file import TASK_NAME, TaskFile
-from worker.tasks import Example, LossOptions, Task
+from worker.tasks import Example, LossOptions, Outline, Task
+from worker.tasks.labels import class_weights
 from worker.training.bases import WarmBases
 from worker.training.batches import derived_seed
 from worker.training.checkpoints import locate_start
@@ -22,6 +23,7 @@ from worker.training.dataset_content import open_dataset
 from worker.training.examples import EncodedExamples, encode_examples
 from worker.training.learner import Learner
 from worker.training.manifest import Origin
+from worker.training.memory import remember
 from worker.training.task_learner import TaskLearner
 from worker.tuning import Tuning
 from worker.tuning.making import make_tuning
@@ -51,7 +53,14 @@ def make_task_learner(
         heldout = list(_examples(command, storage, task, "validation_file").examples)
     elif spec.evaluation.holdout > 0:
         training, heldout = training.without(spec.evaluation.holdout, spec.seed)
-    tuning: Tuning = make_tuning(spec, task, _total_steps(spec, training))
+    memory = None
+    replay = spec.hyperparameters.replay
+    if replay is not None:
+        assert start is not None
+        earlier = _examples(command, storage, task, "tunesmith.training.replay.file")
+        memory = remember(earlier, start, len(training.examples), replay.share, spec.seed)
+    num_examples = len(training.examples) + (len(memory.replayed) if memory else 0)
+    tuning: Tuning = make_tuning(spec, task, _total_steps(spec, num_examples))
     if start is not None:
         tuning.load_adapter(start)
     learner = TaskLearner(
@@ -61,8 +70,9 @@ def make_task_learner(
         command.base.name_or_path,
         training,
         heldout,
+        memory,
         token_budget,
-        LossOptions(label_smoothing=spec.hyperparameters.label_smoothing),
+        _loss_options(spec, outline, training),
         Origin(
             spec,
             command.base,
@@ -96,13 +106,27 @@ def _outline_of(adapter: Path) -> dict[str, Any]:
 
 def _examples(command: Train, storage: Storage, task: Task, param: str) -> EncodedExamples:
     spec = command.spec
-    file = spec.training_file if param == "training_file" else spec.validation_file
+    replay = spec.hyperparameters.replay
+    files = {
+        "training_file": spec.training_file,
+        "validation_file": spec.validation_file,
+        "tunesmith.training.replay.file": replay.file if replay else None,
+    }
+    file = files[param]
     assert file is not None
     longest = spec.hyperparameters.max_length_tokens
     with open_dataset(storage, file, param) as stream:
         return encode_examples(stream, lambda record: task.encode(record, longest), param)
 
 
-def _total_steps(spec: JobSpec, training: EncodedExamples) -> int:
-    batches = -(-len(training.examples) // spec.hyperparameters.batch_size)
+def _loss_options(spec: JobSpec, outline: Outline, training: EncodedExamples) -> LossOptions:
+    asked = spec.hyperparameters.class_weights
+    weights = None
+    if asked is not None:
+        weights = class_weights(asked, outline["labels"], training.examples)
+    return LossOptions(spec.hyperparameters.label_smoothing, weights)
+
+
+def _total_steps(spec: JobSpec, num_examples: int) -> int:
+    batches = -(-num_examples // spec.hyperparameters.batch_size)
     return batches * spec.hyperparameters.num_epochs

@@ -148,7 +148,7 @@ def encode_dataset(
         for line, record in read_records(stream):
             builder.add(line, encode(record))
     except InvalidInput as error:
-        where = "" if error.message.startswith("line ") else f"line {line}: "
+        where = "" if error.message.startswith(("line ", "row ")) else f"line {line}: "
         raise _invalid(where + error.message, param) from error
     return builder.build(param)
 

@@ -29,10 +29,17 @@ def report_on(
         best_step: the step that they are of.
     """
     spec = command.spec
-    tuned = learner.measure(is_base=False, is_interrupted=is_interrupted)
-    base = tuned and learner.measure(is_base=True, is_interrupted=is_interrupted)
+    tuned = learner.measure("tuned", "heldout", is_interrupted)
+    base = tuned and learner.measure("base", "heldout", is_interrupted)
     if tuned is None or base is None:
         return None
+    forgetting = None
+    if learner.has_earlier:
+        after = learner.measure("tuned", "earlier", is_interrupted)
+        before = after and learner.measure("start", "earlier", is_interrupted)
+        if after is None or before is None:
+            return None
+        forgetting = compare(before.scored, after.scored, spec.seed)
     comparison = compare(base.scored, tuned.scored, spec.seed)
     condition = spec.evaluation.deploy_if
     why_not = None
@@ -51,9 +58,12 @@ def report_on(
         best_metric=spec.evaluation.best_metric,
         refusal=why_not,
         comparison=comparison,
+        forgetting=forgetting,
         worst_rows=tuned.worst,
     )
-    return Outcome(_files(report, learner.log, best_step), _summary(comparison), why_not)
+    return Outcome(
+        _files(report, learner.log, best_step), _summary(comparison, forgetting), why_not
+    )
 
 
 def _held_out(command: Train, rows: int) -> HeldOut:
@@ -83,9 +93,16 @@ def _files(report: Report, log: MetricsLog, best_step: int) -> dict[str, bytes]:
     return files
 
 
-def _summary(comparison: Comparison) -> dict[str, Any]:
+def _summary(comparison: Comparison, forgetting: Comparison | None) -> dict[str, Any]:
     """Return what a job object tells of its report."""
-    return {
-        "held_out_rows": comparison.tuned.rows,
-        "metrics": {one.name: msgspec.to_builtins(one) for one in comparison.differences},
-    }
+    told = {"held_out_rows": comparison.tuned.rows, "metrics": _differences(comparison)}
+    if forgetting is not None:
+        told["forgetting"] = {
+            "rows": forgetting.tuned.rows,
+            "metrics": _differences(forgetting),
+        }
+    return told
+
+
+def _differences(comparison: Comparison) -> dict[str, Any]:
+    return {one.name: msgspec.to_builtins(one) for one in comparison.differences}

@@ -1,8 +1,8 @@
 """A task in training: a whole model with its head, in padded batches."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from app.domain.job_spec import JobSpec
 from worker.evaluation.measure import values
 from worker.tasks import Batch, Example, Judged, LossOptions, Task
+from worker.training.anchor import WeightAnchor, fisher_importance
 from worker.training.batches import derived_seed, epoch_order
+from worker.training.embedding_changes import EmbeddingChanges
 from worker.training.examples import EncodedExamples
-from worker.training.learner import Measured, StateTensors, StepResult
+from worker.training.learner import (
+    Measured,
+    StateTensors,
+    StepResult,
+    WhichModel,
+    WhichRows,
+)
+from worker.training.memory import Memory
 from worker.training.metrics import MetricsLog, StepMetrics, ValidationMetrics
 from worker.training.parameter_optimizer import ParameterOptimizer
 from worker.training.schedule import learning_rate_factor
@@ -31,6 +40,7 @@ class TaskLearner:
     Args:
         base_model_name: written into the adapter, so that it loads anywhere.
         heldout: what to validate on; empty: nothing.
+        memory: earlier data; None: there are none.
         budget: what the examples of one pass may cost together.
         write_origin: adds to the directory of an adapter what it was trained with.
     """
@@ -43,6 +53,7 @@ class TaskLearner:
         base_model_name: str,
         training: EncodedExamples,
         heldout: Sequence[Example],
+        memory: Memory | None,
         budget: int,
         options: LossOptions,
         write_origin: Callable[[Path, int], None],
@@ -56,17 +67,25 @@ class TaskLearner:
         self._tuning = tuning
         self._base_model_name = base_model_name
         self._training = training
+        self._learnt = [*training.examples, *(memory.replayed if memory else ())]
         self._heldout = heldout
+        self._memory = memory
         self._budget = budget
         self._options = options
         self._write_origin = write_origin
-        self._trained = [weight for _, weight in named_weights(tuning.groups())]
+        self._trained = list(named_weights(tuning.groups()))
         self._optimizer = ParameterOptimizer(tuning, self._chosen.weight_decay)
+        self._changes: EmbeddingChanges | None = None
+        if self._chosen.adversarial is not None or self._chosen.neftune_noise_alpha > 0:
+            self._changes = EmbeddingChanges(
+                task.model, self._chosen.neftune_noise_alpha, self._chosen.adversarial
+            )
+        self._anchor = self._make_anchor()
         self._order: tuple[int, list[int]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self._training.examples) / self._chosen.batch_size)
+        return math.ceil(len(self._learnt) / self._chosen.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -106,7 +125,7 @@ class TaskLearner:
         return StepResult(loss, {}, grad_norm, cost)
 
     def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
-        judged = self.judge(is_interrupted)
+        judged = self._judge(self._heldout, is_interrupted)
         if judged is None:
             return None
         found = values(self._task.score(judged))
@@ -114,27 +133,54 @@ class TaskLearner:
         metrics = {name: value for name, value in found.items() if name != "loss"}
         return ValidationMetrics(self.step, mean_loss, metrics)
 
-    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
-        with self._tuning.as_base() if is_base else nullcontext():
-            judged = self.judge(is_interrupted)
+    @property
+    def has_earlier(self) -> bool:
+        return self._memory is not None and bool(self._memory.judged)
+
+    def measure(
+        self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]
+    ) -> Measured | None:
+        examples = self._heldout
+        if rows == "earlier":
+            assert self._memory is not None
+            examples = self._memory.judged
+        with self._computing_as(model):
+            judged = self._judge(examples, is_interrupted)
         if judged is None:
             return None
         return Measured(self._task.score(judged), self._task.worst(judged))
 
+    @contextmanager
+    def _computing_as(self, model: WhichModel) -> Iterator[None]:
+        if model == "tuned":
+            yield
+        elif model == "base" or self._memory is None:
+            with self._tuning.as_base():
+                yield
+        else:
+            tuned = _copied(self._tuning.state_tensors())
+            self._tuning.load_adapter(self._memory.start)
+            try:
+                yield
+            finally:
+                self._tuning.load_state_tensors(tuned)
+
     @torch.no_grad()
-    def judge(self, is_interrupted: Callable[[], bool]) -> Judged | None:
-        """Return the held-out examples as the model sees them now; None when interrupted."""
+    def _judge(
+        self, examples: Sequence[Example], is_interrupted: Callable[[], bool]
+    ) -> Judged | None:
+        """Return examples as the model sees them now; None when interrupted."""
         _set_training(self._tuning.model, False)
         losses: list[float] = []
         predictions: list[Any] = []
-        for part in in_passes(self._heldout, self._budget):
+        for part in in_passes(examples, self._budget):
             if is_interrupted():
                 return None
             batch = self._collate(part)
             found = self._task.loss(self._tuning.model, batch, LossOptions())
             losses += (found.sums / found.weights.clamp(min=1e-12)).tolist()
             predictions += self._task.predict(self._tuning.model, batch)
-        return Judged(self._heldout, predictions, losses)
+        return Judged(examples, predictions, losses)
 
     def save_adapter(self, directory: Path) -> None:
         self._tuning.save(directory, self._base_model_name)
@@ -154,7 +200,7 @@ class TaskLearner:
         return
 
     def _next_batch(self) -> list[Example]:
-        examples = self._training.examples
+        examples = self._learnt
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(len(examples), self._spec.seed, epoch)
@@ -169,23 +215,63 @@ class TaskLearner:
         sums: list[Tensor] = []
         weights = 0.0
         for part in in_passes(examples, budget):
-            found = self._task.loss(self._tuning.model, self._collate(part), self._options)
-            total = found.sums.sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            sums.append(total.detach())
-            weights += float(found.weights.sum())
+            total, weight = self._accumulate_pass(self._collate(part))
+            sums.append(total)
+            weights += weight
         # What they are divided by is known only now.
-        for weight in self._trained:
-            if weight.grad is not None:
-                weight.grad.div_(weights)
+        for _, parameter in self._trained:
+            if parameter.grad is not None:
+                parameter.grad.div_(weights)
+        if self._anchor is not None:
+            self._anchor.add_gradients()
         extra = self._tuning.before_update(self.step + 1)
         if extra is not None:
             extra.backward()  # type: ignore[no-untyped-call]
         return float(torch.stack(sums).sum()) / weights
 
+    def _accumulate_pass(self, batch: Batch) -> tuple[Tensor, float]:
+        """Return the sum of the losses of a pass, [] without gradient, and that of the weights."""
+        weight = 0.0
+
+        def compute_loss() -> Tensor:
+            nonlocal weight
+            found = self._task.loss(self._tuning.model, batch, self._options)
+            weight = float(found.weights.sum())
+            return found.sums.sum()
+
+        if self._changes is not None:
+            return self._changes.accumulate(compute_loss), weight
+        total = compute_loss()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach(), weight
+
+    def _make_anchor(self) -> WeightAnchor | None:
+        """Return what holds the weights at their start, where they are now."""
+        chosen = self._chosen.anchor
+        if chosen is None:
+            return None
+        importance: Mapping[str, Tensor] | None = None
+        if chosen.type == "ewc":
+            assert self._memory is not None
+            _set_training(self._tuning.model, False)
+            earlier = self._memory.replayed or self._memory.judged
+            importance = fisher_importance(self._trained, earlier, self._loss_of)
+        return WeightAnchor(self._trained, chosen.strength, importance)
+
+    def _loss_of(self, example: Example) -> Tensor:
+        found = self._task.loss(self._tuning.model, self._collate([example]), LossOptions())
+        return found.sums.sum() / found.weights.sum().clamp(min=1e-12)
+
     def _collate(self, examples: Sequence[Example]) -> Batch:
         device = next(self._tuning.model.parameters()).device
         return {name: tensor.to(device) for name, tensor in self._task.collate(examples).items()}
+
+
+def _copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> StateTensors:
+    return {
+        group: {name: tensor.clone() for name, tensor in named.items()}
+        for group, named in tensors.items()
+    }
 
 
 def in_passes(examples: Sequence[Example], budget: int) -> Iterator[Sequence[Example]]:

@@ -49,6 +49,32 @@ class EarlyStoppingOptions(Request):
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
+class AdversarialOptions(Request):
+    """Train on inputs whose embeddings were changed to hurt the most, beside the inputs as given."""
+
+    type: Literal["fgm", "pgd"]
+    epsilon: Annotated[
+        float, Field(gt=0, le=100, description="Largest change of an example, as an L2 norm.")
+    ] = 1.0
+    steps: Annotated[int, Field(ge=1, le=10, description="Of the attack; `pgd` only.")] = 3
+
+
+class ReplayOptions(Request):
+    """Mix in what the model learnt before, and report how much of it was forgotten."""
+
+    file: Annotated[Text, Field(description="Id of a file of the earlier job.")]
+    share: Annotated[
+        float, Field(ge=0, le=0.9, description="Of all records; 0 only measures forgetting.")
+    ] = 0.2
+
+
+class AnchorOptions(Request):
+    """Hold the weights near those of the model that the job starts from."""
+
+    type: Literal["l2", "ewc"]
+    strength: Annotated[float, Field(gt=0, le=1e6)] = 0.01
+
+
 class TrainingOptions(Request):
     """How the run trains, beyond OpenAI's hyperparameters."""
 
@@ -58,6 +84,22 @@ class TrainingOptions(Request):
     max_grad_norm: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     early_stopping: EarlyStoppingOptions | None = None
+    neftune_noise_alpha: Annotated[
+        float,
+        Field(ge=0, le=100, description="Noise on embeddings (https://arxiv.org/abs/2310.05914)."),
+    ] = 0.0
+    adversarial: AdversarialOptions | None = None
+    class_weights: Annotated[
+        Literal["balanced"]
+        | dict[Text, Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]]
+        | None,
+        Field(description="Weights of classes in the loss, by name; those not named have 1."),
+    ] = None
+    freeze_layers: Annotated[
+        int, Field(ge=0, le=512, description="How many of the lowest layers stay as they are.")
+    ] = 0
+    anchor: AnchorOptions | None = None
+    replay: ReplayOptions | None = None
     max_length_tokens: Annotated[
         int | None,
         Field(

@@ -133,7 +133,11 @@ def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
         select(jobs.c.id).where(
             and_(
                 jobs.c.status.not_in(sorted(TERMINAL)),
-                or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id),
+                or_(
+                    jobs.c.training_file == file_id,
+                    jobs.c.validation_file == file_id,
+                    jobs.c.extension["training"]["replay"]["file"].as_string() == file_id,
+                ),
             )
         )
     )
