@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import LoraSpec
+from worker.trunk.depth import all_are_frozen, is_above
 from worker.trunk.lora_function import LoraRows, LoraUpdate, lora_linear
 from worker.trunk.routing import Routing
 
@@ -42,23 +43,32 @@ class LoraAdapter:
         return self.spec.scaling
 
 
-def new_adapter(model: PreTrainedModel, spec: LoraSpec, seed: int) -> LoraAdapter:
+def new_adapter(
+    model: PreTrainedModel, spec: LoraSpec, seed: int, frozen_layers: int = 0
+) -> LoraAdapter:
     """Return a fresh float32 adapter that does not change the model yet.
 
     As in PEFT, `A` is uniform in ±1/sqrt(in) (Kaiming with a = sqrt 5) and `B` is zero. The
     weights are drawn on the CPU, so that a seed means the same on every device.
 
+    Args:
+        frozen_layers: how many of the lowest blocks get no update.
+
     Raises:
-        InvalidInput: the model has no linear layer of a target's name.
+        InvalidInput: the model has no linear layer of a target's name, or none is left.
     """
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, LoraPair] = {}
     for path, module in adaptable_modules(model, spec.target_modules):
+        if not is_above(path, frozen_layers):
+            continue
         out_features, in_features = module.weight.shape
         bound = in_features**-0.5
         a = torch.empty(spec.r, in_features).uniform_(-bound, bound, generator=generator)
         device = module.weight.device
         weights[path] = LoraPair(a.to(device), torch.zeros(out_features, spec.r, device=device))
+    if not weights:
+        raise all_are_frozen(frozen_layers)
     return LoraAdapter(spec, weights)
 
 

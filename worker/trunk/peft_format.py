@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import LoraSpec
+from worker.trunk.depth import block_of
 from worker.trunk.lora import LoraAdapter, LoraPair
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -59,11 +60,18 @@ def save_adapter(directory: Path, adapter: LoraAdapter, base_model_name: str) ->
         "r": adapter.spec.r,
         "target_modules": sorted(adapter.spec.target_modules),
         "task_type": "CAUSAL_LM",
+        "layers_to_transform": _layers_to_transform(adapter),
         "use_dora": False,
         "use_rslora": adapter.spec.use_rslora,
     }
     text = msgspec.json.format(msgspec.json.encode(config), indent=2)
     (directory / CONFIG_NAME).write_bytes(text + b"\n")
+
+
+def _layers_to_transform(adapter: LoraAdapter) -> list[int] | None:
+    """Return the blocks that have an update; None where all of them do."""
+    blocks = {block for path in adapter.weights if (block := block_of(path)) is not None}
+    return sorted(blocks) if blocks and min(blocks) > 0 else None
 
 
 def load_adapter(directory: Path) -> LoraAdapter:

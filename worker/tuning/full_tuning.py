@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.domain.errors import InvalidInput
+from worker.trunk.depth import all_are_frozen, block_of
 from worker.tuning import WEIGHTS, WeightGroup, named_weights
 from worker.tuning.loading import load_full
 
@@ -23,12 +24,13 @@ class FullTuning:
 
     Args:
         model: changed in place; its weights become float32.
+        frozen_layers: how many of the lowest blocks stay as they are, with the embeddings.
 
     Raises:
         InvalidInput: the model is too large.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, frozen_layers: int = 0) -> None:
         size = sum(weight.numel() for weight in model.parameters())
         if size > MAX_WEIGHTS:
             raise InvalidInput(
@@ -38,13 +40,25 @@ class FullTuning:
             )
         self.model: nn.Module = model.float().requires_grad_(True)  # type: ignore[no-untyped-call]
         self._model = model
+        if frozen_layers:
+            self._freeze(frozen_layers)
         # Beside the model itself, since the head was drawn and is on no disk.
         self._base = {
             name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()
         }
 
     def groups(self) -> Sequence[WeightGroup]:
-        return [WeightGroup(list(self.model.named_parameters()))]
+        return [WeightGroup([one for one in self.model.named_parameters() if one[1].requires_grad])]
+
+    def _freeze(self, frozen_layers: int) -> None:
+        """Freeze what lies below; what is in no block lies above if it comes after the blocks."""
+        has_begun = False
+        for name, weight in self.model.named_parameters():
+            block = block_of(name)
+            has_begun = has_begun or block is not None
+            weight.requires_grad_(has_begun if block is None else block >= frozen_layers)
+        if not any(block_of(name) is not None for name, _ in self.groups()[0].weights):
+            raise all_are_frozen(frozen_layers)
 
     @contextmanager
     @torch.no_grad()

@@ -16,7 +16,13 @@ def make_tuning(spec: JobSpec, task: Task, total_steps: int) -> Tuning:
         InvalidInput: the adapter does not fit the model.
     """
     if spec.adapter.type == FULL:
-        return FullTuning(task.model)
+        return FullTuning(task.model, spec.hyperparameters.freeze_layers)
     task.model.requires_grad_(False)
-    around = Surroundings(task.model, task.head_modules, task.peft_task_type, total_steps)
+    around = Surroundings(
+        task.model,
+        task.head_modules,
+        task.peft_task_type,
+        total_steps,
+        spec.hyperparameters.freeze_layers,
+    )
     return PeftTuning(spec.adapter, around)

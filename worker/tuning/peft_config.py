@@ -27,12 +27,14 @@ class Surroundings:
         head_modules: names of modules that are trained and saved whole.
         peft_task_type: name in `peft.TaskType`.
         total_steps: of the run.
+        frozen_layers: how many of the lowest blocks stay as they are.
     """
 
     model: nn.Module
     head_modules: Sequence[str]
     peft_task_type: str | None
     total_steps: int
+    frozen_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,12 @@ class _Wish:
     @property
     def targets(self) -> dict[str, nn.Module]:
         around = self.around
-        return target_layers(around.model, around.head_modules, self.options["target_modules"])
+        return target_layers(
+            around.model,
+            around.head_modules,
+            self.options["target_modules"],
+            around.frozen_layers,
+        )
 
 
 def peft_config(adapter: AdapterSpec, around: Surroundings) -> peft.PeftConfig:
@@ -103,7 +110,10 @@ def _adalora(wish: _Wish) -> dict[str, Any]:
 def _ia3(wish: _Wish) -> dict[str, Any]:
     around = wish.around
     targets, feedforward = factor_layers(
-        around.model, around.head_modules, wish.options["target_modules"]
+        around.model,
+        around.head_modules,
+        wish.options["target_modules"],
+        around.frozen_layers,
     )
     return {"target_modules": targets, "feedforward_modules": feedforward}
 

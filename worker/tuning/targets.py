@@ -11,6 +11,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPI
 from torch import nn
 
 from app.domain.errors import InvalidInput
+from worker.trunk.depth import all_are_frozen, is_above
 
 # How layers that make keys and values, and those that end a feed-forward block, are called in
 # models that `peft` has no table for.
@@ -23,16 +24,23 @@ TARGETS_FIELD = "tunesmith.adapter.target_modules"
 
 
 def target_layers(
-    model: nn.Module, head_modules: Sequence[str], asked: Sequence[str] | None
+    model: nn.Module,
+    head_modules: Sequence[str],
+    asked: Sequence[str] | None,
+    frozen_layers: int = 0,
 ) -> dict[str, nn.Module]:
     """Return the layers to adapt by their full names: never those of the head.
 
     Without a wish, all linear layers; of a model that has none, its 1x1 convolutions.
 
+    Args:
+        frozen_layers: how many of the lowest blocks stay as they are.
+
     Raises:
         InvalidInput: the model has no layer of an asked name, or none that can be adapted.
     """
     own = dict(_layers(model, head_modules))
+    above = {path: layer for path, layer in own.items() if is_above(path, frozen_layers)}
     if asked is not None:
         known = {_last_name(path) for path in own}
         if missing := sorted(set(asked) - known):
@@ -40,21 +48,26 @@ def target_layers(
                 f"the base model has no layer named {', '.join(missing)} that can be adapted",
                 param=TARGETS_FIELD,
             )
-        return {path: layer for path, layer in own.items() if _last_name(path) in asked}
+        return {path: layer for path, layer in above.items() if _last_name(path) in asked}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     linear: dict[str, nn.Module] = {
         path: layer
-        for path, layer in own.items()
+        for path, layer in above.items()
         if isinstance(layer, nn.Linear) and layer is not output
     }
-    found = linear or own
+    found = linear or above
+    if not found and own:
+        raise all_are_frozen(frozen_layers)
     if not found:
         raise InvalidInput("the base model has no layer that an adapter could change")
     return found
 
 
 def factor_layers(
-    model: nn.Module, head_modules: Sequence[str], asked: Sequence[str] | None
+    model: nn.Module,
+    head_modules: Sequence[str],
+    asked: Sequence[str] | None,
+    frozen_layers: int = 0,
 ) -> tuple[list[str], list[str]]:
     """Return the layers that IA3 puts factors on, and those of them that end feed-forward blocks.
 
@@ -65,7 +78,7 @@ def factor_layers(
     Raises:
         InvalidInput: see `target_layers`.
     """
-    layers = target_layers(model, head_modules, asked)
+    layers = target_layers(model, head_modules, asked, frozen_layers)
     kind = str(getattr(model.config, "model_type", ""))
     feedforward = _ending(layers, IA3_FEEDFORWARD.get(kind, _FEEDFORWARD))
     if asked is not None:
