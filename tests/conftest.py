@@ -28,6 +28,7 @@ FOLDERS = (
     "evaluation",
     "conversion",
     "training",
+    "tasks",
     "generation",
     "serving",
     "acceptance",

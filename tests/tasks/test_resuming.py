@@ -1,0 +1,84 @@
+"""A run that is ended and taken up again equals one that never was, whatever the task.
+
+A task joins by an entry of `CASES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.job_spec import AdapterSpec
+from app.storage.local import LocalStorage
+from tests.support.datasets import faq_texts, movie_reviews, twitter_ner
+from tests.tasks.conftest import MINILM, FindModel, RunTask, task_spec
+from tests.tasks.quantities import quantity_answers
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+STOP_AT = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A few records of a task: three steps of two in each of two epochs.
+
+    Attributes:
+        records: called with how many.
+        model: of the catalogue.
+    """
+
+    records: Callable[[int], list[dict[str, Any]]]
+    model: str = MINILM
+    method: str = "supervised"
+
+
+CASES = {
+    "text-classification": Case(movie_reviews),
+    "token-classification": Case(twitter_ner),
+    "question-answering": Case(lambda n: quantity_answers(n, answerable=0.5)),
+    "fill-mask": Case(faq_texts, method="continued_pretraining"),
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    run_task: RunTask, storage: LocalStorage, find_model: FindModel, task: str
+) -> None:
+    case = CASES[task]
+    spec = task_spec(
+        storage,
+        task,
+        case.records(6),
+        method=case.method,
+        # Dropout, so that what is random in a step matters.
+        adapter=AdapterSpec(options={"r": 4, "dropout": 0.1}),
+        num_epochs=2,
+        batch_size=2,
+        max_length_tokens=24,
+    )
+    directory = find_model(case.model)
+    whole = run_task(spec, directory)
+    first = run_task(spec, directory, lease=2, answers={("step", STOP_AT): "stop"})
+    assert (first.last["type"], first.last["step"]) == ("stopped", STOP_AT)
+
+    second = run_task(spec, directory, lease=3, resume_from=first.last["prefix"])
+
+    steps = {one["step"]: one["train_loss"] for one in whole.of_type("step")}
+    assert {one["step"]: one["train_loss"] for one in second.of_type("step")} == {
+        step: loss for step, loss in steps.items() if step > STOP_AT
+    }
+    # Weights, optimizer, metrics: all of it, to the last bit.
+    assert files_below(storage.directory(second.last["prefix"])) == files_below(
+        storage.directory(whole.last["prefix"])
+    )
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
