@@ -13,6 +13,7 @@ from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
 from app.api.routes import (
+    explanations,
     files,
     graders,
     health,
@@ -21,6 +22,7 @@ from app.api.routes import (
     metrics,
     models,
     predictions,
+    sweeps,
 )
 from app.db.migrations import upgrade
 from app.db.repositories.keys import Principal
@@ -63,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for routes in (files, jobs, models, inference, predictions, graders):
+    for routes in (files, jobs, sweeps, models, inference, predictions, explanations, graders):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]
         )

@@ -182,6 +182,55 @@ adapters = Table(
     Index(None, "project_id", "created_at"),
 )
 
+# Searches for the best hyperparameters of a job.
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("project_id", ForeignKey("projects.id"), nullable=False),
+    Column("status", String, nullable=False),
+    # The job as its user wrote it, and as the service reads it.
+    Column("job", _json, nullable=False),
+    Column("request", _json, nullable=False),
+    Column("parameters", _json, nullable=False),
+    Column("metric", String, nullable=False),
+    Column("algorithm", String, nullable=False),
+    Column("pruner", String, nullable=False),
+    Column("max_trials", Integer, nullable=False),
+    Column("max_parallel", Integer, nullable=False),
+    Column("budget", _json),
+    Column("seed", Integer, nullable=False),
+    Column("suffix", String),
+    Column("metadata", _json),
+    # Number of the best trial so far.
+    Column("best_trial", Integer),
+    Column("error", _json),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Index(None, "project_id", "created_at", "id"),
+    Index(None, "status"),
+)
+
+sweep_trials = Table(
+    "sweep_trials",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("sweep_id", ForeignKey("sweeps.id"), nullable=False),
+    # Counted from 0, without gaps.
+    Column("number", Integer, nullable=False),
+    # NULL if no job could be created from its parameters.
+    Column("job_id", ForeignKey("jobs.id"), unique=True),
+    Column("parameters", _json, nullable=False),
+    Column("state", String, nullable=False),
+    Column("value", Double),
+    Column("reason", Text),
+    # So many epochs were judged by the pruner.
+    Column("judged", Integer, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    UniqueConstraint("sweep_id", "number"),
+)
+
 # The answers to POSTs that must not take effect twice.
 idempotency_keys = Table(
     "idempotency_keys",

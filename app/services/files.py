@@ -79,13 +79,13 @@ def remove(connection: Connection, project_id: str, file_id: str) -> File:
 
     Raises:
         NotFound: no such file.
-        FileInUse: a job that has not ended reads it.
+        FileInUse: a job or a sweep that has not ended reads it.
     """
     file = files.get(connection, project_id, file_id, param="file_id")
     if files.is_in_use(connection, file_id):
         raise FileInUse(
-            f"File {file_id} is used by a fine-tuning job that has not ended; "
-            "cancel the job or wait for it, then delete the file.",
+            f"File {file_id} is used by a fine-tuning job or a sweep that has not ended; "
+            "cancel it or wait for it, then delete the file.",
             param="file_id",
         )
     files.remove(connection, project_id, file_id)

@@ -1,7 +1,7 @@
 """Creating, cancelling, pausing and resuming jobs; what is refused leaves no trace."""
 
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -28,6 +28,10 @@ from app.services.models import Model
 MAX_SEED = 2**31 - 1
 # Fewer records are all needed for training.
 MIN_RECORDS_TO_HOLD_OUT = 50
+NEEDS_HELD_OUT_RECORDS = (
+    "needs held-out data: give a validation_file, or a holdout above 0 (one is chosen by itself "
+    f"from {MIN_RECORDS_TO_HOLD_OUT} records on)"
+)
 PAUSE_REQUESTED = "Pause requested: the job pauses at the end of the running step"
 
 
@@ -55,13 +59,31 @@ def create(
     catalogue: Catalogue,
     principal: Principal,
     request: JobRequest,
+    *,
+    sweep_id: str | None = None,
 ) -> Job:
     """Add a job in `validating_files`.
+
+    Args:
+        sweep_id: of the sweep that it is a trial of.
 
     Raises:
         InvalidInput: no such file or model in this project, or the parts do not fit together;
             the message names the field.
     """
+    job = prepare(connection, catalogue, principal, request)
+    if sweep_id is not None:
+        job = replace(job, extension=job.extension | {"sweep": sweep_id})
+    return jobs.add(connection, job)
+
+
+def prepare(
+    connection: Connection,
+    catalogue: Catalogue,
+    principal: Principal,
+    request: JobRequest,
+) -> NewJob:
+    """Return what `create` would add, and write nothing. Raises: InvalidInput, as it does."""
     try:
         model = models.find(connection, catalogue, principal.project_id, request.model)
     except NotFound as error:
@@ -92,30 +114,27 @@ def create(
     check_combination(task, request.method, AdapterSpec.of_wire(adapter))
     job_id = new_id("ftjob-")
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
-    return jobs.add(
-        connection,
-        NewJob(
-            id=job_id,
-            project_id=principal.project_id,
-            model=request.model,
-            base_model=model.base.id,
-            start_from=start_from,
-            method=request.method,
-            hyperparameters=request.hyperparameters,
-            extension={
-                "task": task,
-                "method": request.method_settings,
-                "adapter": adapter,
-                "training": request.training,
-                "evaluation": request.evaluation,
-            },
-            training_file=request.training_file,
-            validation_file=request.validation_file,
-            seed=seed,
-            metadata=request.metadata,
-            output_model=fine_tuned_model_name(
-                model.base.id, principal.organization_name, request.suffix, job_id
-            ),
+    return NewJob(
+        id=job_id,
+        project_id=principal.project_id,
+        model=request.model,
+        base_model=model.base.id,
+        start_from=start_from,
+        method=request.method,
+        hyperparameters=request.hyperparameters,
+        extension={
+            "task": task,
+            "method": request.method_settings,
+            "adapter": adapter,
+            "training": request.training,
+            "evaluation": request.evaluation,
+        },
+        training_file=request.training_file,
+        validation_file=request.validation_file,
+        seed=seed,
+        metadata=request.metadata,
+        output_model=fine_tuned_model_name(
+            model.base.id, principal.organization_name, request.suffix, job_id
         ),
     )
 
@@ -239,12 +258,19 @@ def _check_batch_size(request: JobRequest, training_file: File) -> None:
         )
 
 
+def has_held_out_records(request: JobRequest, training_file: File) -> bool:
+    """Say whether there will be records to judge the model on."""
+    if request.validation_file is not None:
+        return True
+    holdout = request.evaluation.get("holdout", "auto")
+    if holdout == "auto":
+        return (training_file.record_count or 0) >= MIN_RECORDS_TO_HOLD_OUT
+    return bool(holdout > 0)
+
+
 def _check_evaluation(request: JobRequest, training_file: File) -> None:
     """Refuse a choice by held-out data where there will be none."""
-    holdout = request.evaluation.get("holdout", "auto")
-    if request.validation_file is not None or (holdout != "auto" and holdout > 0):
-        return
-    if holdout == "auto" and (training_file.record_count or 0) >= MIN_RECORDS_TO_HOLD_OUT:
+    if has_held_out_records(request, training_file):
         return
     wishes = {
         "tunesmith.evaluation.best_metric": request.evaluation.get("best_metric"),
@@ -253,11 +279,7 @@ def _check_evaluation(request: JobRequest, training_file: File) -> None:
     }
     for param, wish in wishes.items():
         if wish is not None:
-            raise InvalidInput(
-                f"{param} needs held-out data: give a validation_file, or a holdout above 0 (one "
-                f"is chosen by itself from {MIN_RECORDS_TO_HOLD_OUT} records on)",
-                param=param,
-            )
+            raise InvalidInput(f"{param} {NEEDS_HELD_OUT_RECORDS}", param=param)
 
 
 def _adapter_of_parent(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from app.base_models import BaseModel, Catalogue
-from app.db.repositories import adapters, jobs
+from app.db.repositories import adapters, jobs, sweeps
 from app.db.repositories.adapters import Adapter
 from app.domain.errors import InvalidInput, ModelInUse, NotFound
 from app.domain.task_routes import refuse_other_route, refuse_route_of_base
@@ -65,7 +65,7 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
     Raises:
         NotFound: no such model in this project.
         InvalidInput: it is a base model.
-        ModelInUse: a job that has not ended needs it.
+        ModelInUse: a job or a sweep that has not ended needs it.
     """
     adapter = find(connection, catalogue, project_id, name).adapter
     if adapter is None:
@@ -74,10 +74,12 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
             "can be deleted",
             param="model",
         )
-    if jobs.is_adapter_needed(connection, adapter.job_id, adapter.storage_prefix):
+    if sweeps.is_model_needed(connection, project_id, name) or jobs.is_adapter_needed(
+        connection, adapter.job_id, adapter.storage_prefix
+    ):
         raise ModelInUse(
-            f"{name} is needed by a fine-tuning job that has not ended; "
-            "cancel the job or wait for it, then delete the model.",
+            f"{name} is needed by a fine-tuning job or a sweep that has not ended; "
+            "cancel it or wait for it, then delete the model.",
             param="model",
         )
     adapters.remove(connection, project_id, name)

@@ -1,8 +1,8 @@
 """The sweep: what turns rows into progress when nobody asks. One process does it at a time.
 
-It validates new jobs, sends wake-ups for queued ones, brings back jobs whose worker fell silent,
-and deletes what is past its time or left over. Every step may be repeated or interrupted at any
-point.
+It advances sweeps of hyperparameters, validates new jobs, sends wake-ups for queued ones, brings
+back jobs whose worker fell silent, and deletes what is past its time or left over. Every step may
+be repeated or interrupted at any point.
 """
 
 import logging
@@ -14,7 +14,7 @@ from contextlib import suppress
 from sqlalchemy import Connection
 
 from app.db.clock import now
-from app.db.repositories import counters, files, jobs, leases, locks
+from app.db.repositories import counters, files, jobs, leases, locks, sweeps
 from app.db.repositories.jobs import Job
 from app.domain.errors import LeaseLost, Unavailable
 from app.domain.job_state import JobStatus
@@ -22,6 +22,7 @@ from app.queue import count_waiting, send_wake_ups
 from app.resources import Resources
 from app.services import garbage
 from app.services.idempotency import delete_expired
+from app.services.sweeps import advance
 from app.services.validation import validate
 
 LOCK = "sweep"
@@ -65,6 +66,8 @@ class Sweeper:
         with database.write() as connection:
             if not locks.acquire(connection, LOCK, self._owner, LOCK_TTL_SECONDS):
                 return
+        # First, so that the jobs which it adds are validated and sent in the same round.
+        self._advance_sweeps()
         self._validate_new()
         self._bring_back_expired()
         self._dispatch()
@@ -88,6 +91,16 @@ class Sweeper:
                 pause_seconds = max(pause_seconds, FAILED_PAUSE_SECONDS)
             self._wake.wait(pause_seconds)
             self._wake.clear()
+
+    def _advance_sweeps(self) -> None:
+        resources = self._resources
+        with resources.database.read() as connection:
+            running = sweeps.list_running(connection, BATCH)
+        for sweep_id in running:
+            try:
+                advance(resources.database, resources.catalogue, sweep_id)
+            except Exception:  # One sweep's trouble must not hold up the others.
+                _log.exception("cannot advance the sweep %s for now", sweep_id)
 
     def _validate_new(self) -> None:
         resources = self._resources

@@ -1,8 +1,9 @@
 """Wire types of fine-tuning jobs, their events and their checkpoints."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from pydantic import Field
 
 from app.api.schemas.common import ListObject, Response
 from app.api.schemas.job_requests import Method
@@ -44,6 +45,7 @@ class JobDetails(Response):
     progress: JobProgress | None
     pause_requested: bool
     learning_rate: float | None
+    sweep: Annotated[str | None, Field(description="Id of the sweep that it is a trial of.")]
 
 
 class FineTuningJob(Response):
@@ -109,6 +111,7 @@ class FineTuningJob(Response):
                 progress=JobProgress(**job.progress) if job.progress else None,
                 pause_requested=job.pause_requested,
                 learning_rate=_learning_rate_of(job),
+                sweep=job.extension.get("sweep"),
             ),
         )
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, delete, exists, insert, or_, select
 
 from app.db.clock import now
 from app.db.repositories.pages import Order, Page, fetch_page
-from app.db.tables import files, jobs
+from app.db.tables import files, jobs, sweeps
 from app.domain.errors import NotFound
 from app.domain.job_state import TERMINAL
+from app.domain.sweeps import SweepStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def list_page(
 
 
 def is_in_use(connection: Connection, file_id: str) -> bool:
-    """Say whether a job that has not ended reads the file."""
+    """Say whether a job or a sweep that has not ended reads the file."""
     return bool(connection.scalar(select(_used_by_live_job(file_id))))
 
 
@@ -129,15 +130,21 @@ def _is_live() -> ColumnElement[bool]:
 
 
 def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
-    return exists(
-        select(jobs.c.id).where(
-            and_(
-                jobs.c.status.not_in(sorted(TERMINAL)),
-                or_(
-                    jobs.c.training_file == file_id,
-                    jobs.c.validation_file == file_id,
-                    jobs.c.extension["training"]["replay"]["file"].as_string() == file_id,
-                ),
-            )
-        )
+    job = select(jobs.c.id).where(
+        jobs.c.status.not_in(sorted(TERMINAL)),
+        or_(
+            jobs.c.training_file == file_id,
+            jobs.c.validation_file == file_id,
+            jobs.c.extension["training"]["replay"]["file"].as_string() == file_id,
+        ),
     )
+    # Its next job will read the files of the last.
+    sweep = select(sweeps.c.id).where(
+        sweeps.c.status == SweepStatus.RUNNING,
+        or_(
+            sweeps.c.request["training_file"].as_string() == file_id,
+            sweeps.c.request["validation_file"].as_string() == file_id,
+            sweeps.c.request["training"]["replay"]["file"].as_string() == file_id,
+        ),
+    )
+    return or_(exists(job), exists(sweep))

@@ -12,7 +12,11 @@ from app.domain.ids import new_id
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is asking: the project that an API key belongs to."""
+    """Who is asking: the project that an API key belongs to.
+
+    Attributes:
+        key_id: empty where the service acts for the project by itself.
+    """
 
     key_id: str
     project_id: str
@@ -100,6 +104,16 @@ def find_active(connection: Connection, key_id: str) -> tuple[Principal, str] | 
     if row is None:
         return None
     return Principal(row.id, row.project_id, row.organization_id, row.name), row.secret_sha256
+
+
+def principal_of(connection: Connection, project_id: str) -> Principal:
+    """Return whom the service acts for when it goes on with what a project has asked for."""
+    row = connection.execute(
+        select(organizations.c.id, organizations.c.name)
+        .join(projects, projects.c.organization_id == organizations.c.id)
+        .where(projects.c.id == project_id)
+    ).one()
+    return Principal("", project_id, row.id, row.name)
 
 
 def list_all(connection: Connection) -> list[StoredKey]:
