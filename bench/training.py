@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
-from worker.training.batches import MicroBatch, micro_batches
+from worker.training.batches import MicroBatch, RecordBatch
 from worker.training.methods.supervised import Supervised
 from worker.training.records import DatasetBuilder
 from worker.training.session import Session
@@ -254,7 +254,7 @@ class InOrder(Session):
     def next_batch(self, token_budget: int) -> list[MicroBatch]:
         start = self.step * BATCH_SIZE
         records = range(start, min(start + BATCH_SIZE, self.dataset.num_records))
-        return list(micro_batches(self.dataset, records, token_budget))
+        return list(RecordBatch(self.dataset, records, token_budget))
 
 
 if __name__ == "__main__":

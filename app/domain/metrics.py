@@ -100,7 +100,8 @@ _add(
         "mrr": "Mean over anchors of 1 / the rank of the first match.",
         "ndcg": "Normalised discounted cumulative gain of the whole ranking.",
         "preference_accuracy": "Share of pairs whose preferred answer is the likelier one.",
-        "preference_margin": "Mean lead in reward of the preferred answer.",
+        "reward_accuracy": "Share of pairs whose preferred answer has the higher reward.",
+        "reward_margin": "Mean lead in reward of the preferred answer.",
         "reward": "Mean reward that the grader gave.",
     },
 )

@@ -45,6 +45,7 @@ TASKS.add(
         summary="Answer conversations, continue prompts and texts.",
         record_kinds={
             "supervised": frozenset({"chat", "completion"}),
+            "dpo": frozenset({"preference", "feedback"}),
             "continued_pretraining": frozenset({"text"}),
         },
         implementation=None,

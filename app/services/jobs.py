@@ -1,6 +1,7 @@
 """Creating, cancelling, pausing and resuming jobs; what is refused leaves no trace."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.domain.errors import InvalidInput, InvalidTransition, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.job_spec import AdapterRef, AdapterSpec
 from app.domain.job_state import JobStatus
+from app.domain.methods import METHODS, Circumstances
 from app.domain.peft_kinds import LORA
 from app.domain.tasks import TASKS, choose_task
 from app.domain.training_options import check_training_options
@@ -96,9 +98,12 @@ def prepare(
     training_file = _dataset(connection, principal, request.training_file, "training_file")
     task = _task(model, request, training_file)
     _check_records(task, request.method, training_file, "training_file")
+    files_by_field = {"training_file": training_file}
     if request.validation_file is not None:
         file = _dataset(connection, principal, request.validation_file, "validation_file")
         _check_records(task, request.method, file, "validation_file")
+        files_by_field["validation_file"] = file
+    _check_method(request, model, files_by_field)
     check_training_options(task, request.training, is_continued=model.adapter is not None)
     if (replay := request.training.get("replay")) is not None:
         param = "tunesmith.training.replay.file"
@@ -246,6 +251,16 @@ def _check_records(task: str, method: str, file: File, param: str) -> None:
             f"{method!r} learn from records such as {examples}",
             param=param,
         )
+
+
+def _check_method(request: JobRequest, model: Model, files_by_field: Mapping[str, File]) -> None:
+    """Refuse settings of the method that do not go with the rest of the job."""
+    settings = METHODS[request.method].settings.model_validate(
+        {**request.method_settings, "hyperparameters": request.hyperparameters}
+    )
+    kinds = {field: file.record_kind or "" for field, file in files_by_field.items()}
+    circumstances = Circumstances(kinds, model.base.id, request.training)
+    settings.check(circumstances, f"method.{request.method}")
 
 
 def _check_batch_size(request: JobRequest, training_file: File) -> None:

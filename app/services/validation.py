@@ -27,6 +27,7 @@ from app.domain.job_spec import (
 )
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
+from app.domain.methods import Hyperparameters as CommonHyperparameters
 from app.domain.peft_kinds import PEFT_KINDS
 from app.services.jobs import MIN_RECORDS_TO_HOLD_OUT
 from app.storage import Storage
@@ -130,8 +131,9 @@ def _spec(
         adapter=adapter,
         task=job.task,
         method_options={
-            **job.extension["method"],
-            **{key: value for key, value in job.hyperparameters.items() if key not in resolved},
+            name: value
+            for name, value in (job.extension["method"] | job.hyperparameters | resolved).items()
+            if name not in CommonHyperparameters.model_fields
         },
         evaluation=EvaluationSpec(
             holdout=float(holdout.value),

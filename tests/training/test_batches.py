@@ -1,7 +1,7 @@
 """Which records a step takes and how they are packed."""
 
 from tests.training.conftest import dataset_of
-from worker.training.batches import epoch_order, micro_batches
+from worker.training.batches import RecordBatch, epoch_order
 
 
 def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
@@ -16,7 +16,7 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
 def test_rows_predict_the_next_token_within_their_record() -> None:
     dataset = dataset_of(([10, 11, 12], [0, 0, 1]), ([20, 21, 22, 23], [1, 1, 0, 1]))
 
-    (batch,) = micro_batches(dataset, [0, 1], token_budget=100)
+    (batch,) = RecordBatch(dataset, [0, 1], token_budget=100)
 
     assert batch.sequences == ([10, 11, 12], [20, 21, 22, 23])
     # The weight of token 20 is lost: nothing comes before it in its own record.
@@ -31,7 +31,7 @@ def test_packs_up_to_the_budget_in_order() -> None:
 
     packed = [
         [len(sequence) for sequence in batch.sequences]
-        for batch in micro_batches(dataset, [0, 1, 2, 3, 4], token_budget=8)
+        for batch in RecordBatch(dataset, [0, 1, 2, 3, 4], token_budget=8)
     ]
 
     # A record longer than the budget goes alone.

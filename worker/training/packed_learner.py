@@ -4,7 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.training.learner import Measured, StateTensors, StepResult
+from worker.training.learner import (
+    Measured,
+    StateTensors,
+    StepResult,
+    WhichModel,
+    WhichRows,
+)
 from worker.training.metrics import MetricsLog, ValidationMetrics
 from worker.training.records import EncodedDataset
 from worker.training.rows import measure_rows
@@ -12,6 +18,7 @@ from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.training.trained_weights import TrainedWeights
 from worker.training.validation import validate
+from worker.trunk.lora import LoraAdapter
 from worker.trunk.trunk import Trunk
 
 
@@ -22,6 +29,7 @@ class PackedLearner:
         weights: what the session trains; put on the trunk until `close`.
         heldout: what to validate on, and which of its records.
         write_origin: adds to the directory of an adapter what it was trained with.
+        reference: what `session.reference` names, if that is not the base model.
     """
 
     def __init__(
@@ -32,6 +40,7 @@ class PackedLearner:
         heldout: tuple[EncodedDataset, Sequence[int]] | None,
         token_budget: int,
         write_origin: Callable[[Path, int], None],
+        reference: LoraAdapter | None = None,
     ) -> None:
         self._trunk = trunk
         self._session = session
@@ -40,6 +49,9 @@ class PackedLearner:
         self._token_budget = token_budget
         self._write_origin = write_origin
         weights.attach(trunk, session)
+        if reference is not None:
+            assert session.reference is not None
+            trunk.attach(session.reference, reference)
 
     @property
     def step(self) -> int:
@@ -110,12 +122,24 @@ class PackedLearner:
             **self._weights.state_tensors(),
         }
 
-    def measure(self, *, is_base: bool, is_interrupted: Callable[[], bool]) -> Measured | None:
+    @property
+    def has_earlier(self) -> bool:
+        return False
+
+    def measure(
+        self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]
+    ) -> Measured | None:
         assert self._heldout is not None
         dataset, records = self._heldout
-        adapter = None if is_base else self._session.name
+        adapter = None if model == "base" else self._session.name
         return measure_rows(
-            self._trunk, adapter, dataset, records, self._token_budget, is_interrupted
+            self._trunk,
+            self._session.method,
+            adapter,
+            dataset,
+            records,
+            self._token_budget,
+            is_interrupted,
         )
 
     def load_weights(self, adapter: Path, tensors: StateTensors) -> None:
@@ -128,3 +152,5 @@ class PackedLearner:
 
     def close(self) -> None:
         self._weights.detach(self._trunk, self._session)
+        if self._session.reference is not None:
+            self._trunk.detach(self._session.reference)

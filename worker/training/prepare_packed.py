@@ -1,7 +1,10 @@
 """Text generation before its first step: the trunk, the data as tokens, the session."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.domain.job_spec import DatasetRef, JobSpec
 from app.domain.registry import resolve
@@ -20,6 +23,13 @@ from worker.training.session import Session, starting_adapter
 from worker.training.trained_weights import LoraWeights
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import load_adapter
+from worker.trunk.trunk import load_trunk
+
+if TYPE_CHECKING:
+    from worker.training.prepare_tuned import TunedSession
+
+# By name, since `peft` takes seconds to import, which plain LoRA does without.
+_TUNED_SESSION = "worker.training.prepare_tuned:make_tuned_session"
 
 
 def make_packed_learner(
@@ -32,7 +42,8 @@ def make_packed_learner(
         InvalidInput: the base model or the adapter to start from cannot be used.
     """
     spec = command.spec
-    base, base_load_seconds = bases.get(command.base)
+    is_shared = spec.adapter.plain_lora() is not None
+    base, base_load_seconds = bases.get(command.base) if is_shared else _own(command, bases)
     trunk = base.trunk
     method: Method = resolve(command.implementation)(spec)
     dataset = partial(_dataset, command, storage, base, method)
@@ -45,12 +56,43 @@ def make_packed_learner(
     elif spec.evaluation.holdout > 0:
         records, kept_out = split(training.num_records, spec.evaluation.holdout, spec.seed)
         heldout = (training, kept_out) if kept_out else None
-    adapter = starting_adapter(trunk, spec, _start(storage, spec))
-    session = Session(spec, method, adapter, training, trunk.device, records=records)
-    weights = LoraWeights(adapter, command.base.name_or_path)
     origin = Origin(spec, command.base, trunk.directory, bases.profile, chat_template(trunk))
-    learner = PackedLearner(trunk, session, weights, heldout, token_budget, origin.write)
+    name = command.base.name_or_path
+    if not is_shared:
+        directory = (
+            locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
+        )
+        tuned: "TunedSession" = resolve(_TUNED_SESSION)(
+            spec, method, trunk, training, records, directory, name
+        )
+        learner = PackedLearner(
+            tuned.trunk, tuned.session, tuned.weights, heldout, token_budget, origin.write
+        )
+        return learner, base_load_seconds
+    start = _start(storage, spec)
+    adapter = starting_adapter(trunk, spec, start)
+    # Where the run starts from another adapter, that is what a method compares with.
+    reference = start if method.needs_reference else None
+    session = Session(
+        spec,
+        method,
+        adapter,
+        training,
+        trunk.device,
+        records=records,
+        reference=f"{spec.job_id}#start" if reference is not None else None,
+    )
+    weights = LoraWeights(adapter, name)
+    learner = PackedLearner(trunk, session, weights, heldout, token_budget, origin.write, reference)
     return learner, base_load_seconds
+
+
+def _own(command: Train, bases: WarmBases) -> tuple[WarmBase, float]:
+    """Return a base model that this run may change, and the seconds that loading it took."""
+    bases.forget()
+    started = time.perf_counter()
+    base = WarmBase(load_trunk(Path(command.base.directory), bases.profile))
+    return base, time.perf_counter() - started
 
 
 def _start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:

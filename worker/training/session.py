@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.domain.errors import TrainingFailed
 from app.domain.job_spec import Hyperparameters, JobSpec
-from worker.training.batches import MicroBatch, derived_seed, epoch_order, micro_batches
+from worker.training.batches import MicroBatch, RecordBatch, derived_seed, epoch_order
 from worker.training.methods import Method
 from worker.training.metrics import MetricsLog, StepMetrics
 from worker.training.optimizer import AdapterOptimizer
@@ -60,6 +60,8 @@ class Session:
         trained_tokens: tokens of all records seen so far, prompts included.
         log: what was measured.
         generator: source of its dropout.
+        reference: name of the adapter on the trunk that is the model which the run started from;
+            None: that is the base model.
 
     Args:
         records: those of the dataset that are trained on; None: all of them.
@@ -76,6 +78,7 @@ class Session:
         *,
         records: Sequence[int] | None = None,
         optimizer: Optimizer | None = None,
+        reference: str | None = None,
     ) -> None:
         self.name = spec.job_id
         self.method = method
@@ -84,6 +87,7 @@ class Session:
         self.step = 0
         self.trained_tokens = 0
         self.log = MetricsLog()
+        self.reference = reference
         self._hyperparameters = spec.hyperparameters
         self._seed = spec.seed
         self._records = range(dataset.num_records) if records is None else records
@@ -121,7 +125,7 @@ class Session:
         size = self._hyperparameters.batch_size
         places = self._order[1][position * size : (position + 1) * size]
         records = [self._records[place] for place in places]
-        return list(micro_batches(self.dataset, records, token_budget))
+        return list(RecordBatch(self.dataset, records, token_budget, self.method.needs_prompts))
 
     def update(self, found: BatchLoss) -> float:
         """Finish a step whose gradients are accumulated; return the norm they had.
@@ -164,7 +168,12 @@ def starting_adapter(trunk: Trunk, spec: JobSpec, start_from: LoraAdapter | None
     shape = spec.adapter.plain_lora()
     assert shape is not None
     if start_from is None:
-        return new_adapter(trunk.model, shape, derived_seed(spec.seed, "adapter"))
+        return new_adapter(
+            trunk.model,
+            shape,
+            derived_seed(spec.seed, "adapter"),
+            spec.hyperparameters.freeze_layers,
+        )
     weights = {
         path: LoraPair(pair.a.to(trunk.device), pair.b.to(trunk.device))
         for path, pair in start_from.weights.items()

@@ -1,14 +1,16 @@
 """One step on a trunk: the gradients of one or more sessions' next batches, in shared passes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worker.training.batches import MicroBatch
+from worker.training.batches import MicroBatch, pack_sequences
 from worker.training.methods import LabelRows, MethodLoss
 from worker.training.session import BatchLoss, Session
 from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.chat import EncodedRecord
 from worker.trunk.trunk import Trunk
 
 
@@ -25,8 +27,9 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
         token_budget: tokens in one pass, unless a single record is longer.
     """
     batches = [session.next_batch(token_budget) for session in sessions]
-    normalisers = [
-        session.method.normaliser(batch) for session, batch in zip(sessions, batches, strict=True)
+    surveys = [
+        session.method.survey(batch, Observer(trunk, session, token_budget))
+        for session, batch in zip(sessions, batches, strict=True)
     ]
     sums: list[dict[str, Tensor]] = [{} for _ in sessions]
     for together in _passes(batches, token_budget):
@@ -39,11 +42,9 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
         losses: list[Tensor] = []
         start = 0
         for index, part in together:
-            method = sessions[index].method
             label_rows = (part.label_rows + start).to(trunk.device)
-            reference = reference_rows(trunk, part) if method.needs_reference else None
-            rows = rows_to_learn(trunk, part, hidden.index_select(0, label_rows), reference)
-            found = method.loss(rows, normalisers[index])
+            rows = rows_to_learn(trunk, sessions[index], part, hidden.index_select(0, label_rows))
+            found = sessions[index].method.loss(rows, surveys[index])
             losses.append(found.total)
             add_up(sums[index], found)
             start += part.num_tokens
@@ -55,16 +56,17 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
 
 
 @torch.no_grad()
-def reference_rows(trunk: Trunk, part: MicroBatch) -> Tensor:
-    """Return what the base model says at a micro-batch's labels, [labels, hidden]."""
-    batch = pack([SequenceRows(sequence) for sequence in part.sequences], trunk.device)
-    return trunk.hidden(batch).index_select(0, part.label_rows.to(trunk.device))
+def observe(trunk: Trunk, session: Session, part: MicroBatch) -> LabelRows:
+    """Return what a session's model says at a micro-batch's labels, without gradient."""
+    return rows_to_learn(trunk, session, part, _label_rows(trunk, part, session.name))
 
 
-def rows_to_learn(
-    trunk: Trunk, part: MicroBatch, hidden: Tensor, reference: Tensor | None
-) -> LabelRows:
-    """Return a micro-batch's labels with what the model says at each of them."""
+def rows_to_learn(trunk: Trunk, session: Session, part: MicroBatch, hidden: Tensor) -> LabelRows:
+    """Return a micro-batch's labels with what the model says at each of them, [labels, hidden]."""
+    reference: Tensor | None = None
+    if session.method.needs_reference:
+        with torch.no_grad():
+            reference = _label_rows(trunk, part, session.reference)
     return LabelRows(
         hidden=hidden,
         reference=reference,
@@ -74,6 +76,30 @@ def rows_to_learn(
         owners=part.owners.to(trunk.device),
         scores=part.scores.to(trunk.device),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Runs a session's model on sequences outside its batch: a `methods.LookAt`.
+
+    Attributes:
+        before_pass: called before each pass; may raise to end it.
+    """
+
+    trunk: Trunk
+    session: Session
+    token_budget: int
+    before_pass: Callable[[], None] = lambda: None
+
+    def __call__(self, sequences: Sequence[EncodedRecord]) -> Iterator[LabelRows]:
+        for part in pack_sequences(sequences, self.token_budget):
+            self.before_pass()
+            yield observe(self.trunk, self.session, part)
+
+
+def _label_rows(trunk: Trunk, part: MicroBatch, adapter: str | None) -> Tensor:
+    batch = pack([SequenceRows(ids, adapter) for ids in part.sequences], trunk.device)
+    return trunk.hidden(batch).index_select(0, part.label_rows.to(trunk.device))
 
 
 def add_up(sums: dict[str, Tensor], found: MethodLoss) -> None:

@@ -1,14 +1,15 @@
 """Supervised fine-tuning: maximise the likelihood of the assistant's turns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from app.domain.datasets import ChatRecord, CompletionRecord, Record
 from app.domain.job_spec import JobSpec
+from worker.evaluation.measure import Scored
 from worker.training.batches import MicroBatch
 from worker.training.losses.cross_entropy import chunked_cross_entropy
-from worker.training.methods import LabelRows, MethodLoss
+from worker.training.methods import LabelRows, LookAt, MethodLoss, SequenceScores
 from worker.trunk.chat import EncodedRecord, encode_record
 
 
@@ -16,6 +17,7 @@ class Supervised:
     """The mean cross-entropy of all learnt tokens in the batch, whatever record they are in."""
 
     needs_reference = False
+    needs_prompts = False
 
     def __init__(self, spec: JobSpec) -> None:
         self._label_smoothing = spec.hyperparameters.label_smoothing
@@ -26,11 +28,12 @@ class Supervised:
         assert isinstance(record, ChatRecord | CompletionRecord)
         return [encode_record(tokenizer, record, max_length_tokens)]
 
-    def normaliser(self, batch: Sequence[MicroBatch]) -> float:
+    def survey(self, batch: Iterable[MicroBatch], look_at: LookAt) -> float:
+        """Return the sum of the weights of all learnt tokens."""
         return sum(float(part.weights.sum()) for part in batch)
 
-    def loss(self, rows: LabelRows, normaliser: float) -> MethodLoss:
-        weights = rows.weights / normaliser
+    def loss(self, rows: LabelRows, survey: float) -> MethodLoss:
+        weights = rows.weights / survey
         found = chunked_cross_entropy(
             rows.hidden,
             rows.head_weight,
@@ -39,3 +42,6 @@ class Supervised:
             label_smoothing=self._label_smoothing,
         )
         return MethodLoss(found.total, {"mean_token_accuracy": found.is_correct.float() @ weights})
+
+    def judge(self, found: SequenceScores) -> Scored | None:
+        return None
