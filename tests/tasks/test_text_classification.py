@@ -95,6 +95,9 @@ def test_a_long_text_is_cut_and_counted(classifiers: dict[str, Any]) -> None:
 
     assert (cut.is_truncated, cut.cost) == (True, 41)
     assert (whole.is_truncated, whole.cost) == (False, 42)
+    # Whatever was asked for, no more than the model takes.
+    (beyond,) = encoded(task, [{"text": "word " * 600, "label": "good"}], longest=1024)
+    assert (beyond.is_truncated, beyond.cost) == (True, 512)
 
 
 def test_the_loss_is_that_of_transformers(classifiers: dict[str, Any], kind: str) -> None:

@@ -27,7 +27,6 @@ from tests.tasks.quantities import quantity_spans
 from worker.evaluation.measure import values
 from worker.tasks import LossOptions
 from worker.tasks.token_classification import IGNORED, TokenClassification
-from worker.tasks.windows import WINDOWS_AT_A_TIME
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -132,29 +131,6 @@ def test_a_token_is_seen_with_context_on_both_sides(tagger: Any) -> None:
     windows = tagger._windows(text, 42)
 
     assert [window.own for window in windows] == [range(1, 36), range(6, 36), range(6, 41)]
-
-
-def test_many_windows_give_the_gradients_of_few(minilm: Path) -> None:
-    record = {"tokens": ["Alice", "sees"] * 120, "tags": ["B-person", "O"] * 120}
-    task = make_task(TASK, minilm, [record])
-    weight = task.model.classifier.weight
-    inner = task.model.bert.encoder.layer[0].output.dense.weight
-    batch = task.collate(encoded(task, [record], longest=20))
-    num_windows = len(batch["owners"])
-    assert num_windows > WINDOWS_AT_A_TIME
-
-    loss = task.loss(task.model, batch, LossOptions()).sums.sum()
-    found = [torch.autograd.grad(loss, [weight, inner])]
-
-    # The same rows, in two calls of windows few enough to be kept in memory.
-    halves = [
-        {name: each[half] for name, each in batch.items()}
-        for half in (slice(0, num_windows // 2), slice(num_windows // 2, num_windows))
-    ]
-    total = sum(task.loss(task.model, half, LossOptions()).sums.sum() for half in halves)
-    found.append(torch.autograd.grad(total, [weight, inner]))
-    for together, apart in zip(*found, strict=True):
-        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_that_of_transformers(tagger: Any) -> None:

@@ -61,8 +61,8 @@ class Filled:
 class FillMask:
     """See `tasks.Task`. The outline is empty.
 
-    Which tokens are masked is drawn anew in each step of training, from torch's generator, which
-    the step seeds: so a record is masked differently in each epoch, and alike in a resumed run. In
+    Which tokens are masked is drawn for each batch of training, from torch's generator, which the
+    step seeds: so a record is masked differently in each epoch, and alike in a resumed run. In
     judging it depends on the tokens alone, so that two models, or two moments of one, are asked
     the same.
 
@@ -119,11 +119,13 @@ class FillMask:
             batch["is_own"] = padded(
                 [[at in one.own for at in range(len(one))] for one in windows], 0
             )
-            batch["seeds"] = torch.tensor([example.target for example in examples])
+            batch["fixed_seeds"] = torch.tensor([example.target for example in examples])
+            batch["drawn_seeds"] = torch.randint(1 << 62, (len(examples),))
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, options: LossOptions) -> TaskLoss:
-        masked, labels = self._masked(batch, is_fixed=not model.training)
+        seeds = batch["drawn_seeds" if model.training else "fixed_seeds"]
+        masked, labels = self._masked(batch, seeds)
         (logits,) = outputs_of(model, masked, "logits")
         sums = cross_entropy(
             logits.transpose(1, 2),
@@ -136,11 +138,11 @@ class FillMask:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return the `Filled` of held-out examples; of inputs, the logits [masks, vocabulary]."""
-        if "seeds" not in batch:
+        if "fixed_seeds" not in batch:
             (logits,) = outputs_of(model, batch, "logits")
             is_mask = batch["input_ids"] == self.tokenizer.mask_token_id
             return list(torch.split(logits[is_mask].cpu(), is_mask.sum(dim=1).tolist()))
-        masked, labels = self._masked(batch, is_fixed=True)
+        masked, labels = self._masked(batch, batch["fixed_seeds"])
         (logits,) = outputs_of(model, masked, "logits")
         found = []
         for row, of_row in zip(labels, logits.argmax(dim=2), strict=True):
@@ -201,19 +203,19 @@ class FillMask:
             excerpt=text[start : start + _EXCERPT],
         )
 
-    def _masked(self, batch: Batch, *, is_fixed: bool) -> tuple[dict[str, Tensor], Tensor]:
+    def _masked(self, batch: Batch, seeds: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return a batch with masked `input_ids`, and what stood there [examples, tokens] int64.
 
         Args:
-            is_fixed: an example's masks are always the same.
+            seeds: [examples] int64, each decides the masks of an example.
         """
         input_ids = batch["input_ids"]
         width, lengths = input_ids.shape[1], batch["attention_mask"].sum(dim=1).tolist()
         # Drawn on the CPU whatever the device, and for a text by itself: so what a seed means
         # depends neither on the one nor on what else is in the batch.
         rows = []
-        for seed, length in zip(batch["seeds"].tolist(), lengths, strict=True):
-            drawn = torch.rand((3, length), generator=_seeded(seed) if is_fixed else None)
+        for seed, length in zip(seeds.tolist(), lengths, strict=True):
+            drawn = torch.rand((3, length), generator=torch.Generator().manual_seed(seed))
             rows.append(pad(drawn, (0, width - length)))
         chosen, treatment, replacement = torch.stack(rows).to(input_ids.device).unbind(dim=1)
         chosen = chosen.masked_fill(batch["is_own"] == 0, 2.0)
@@ -229,10 +231,6 @@ class FillMask:
 
     def _told(self, token_ids: Sequence[int]) -> str:
         return " | ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(token_ids))))
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _without_output_embeddings(model: PreTrainedModel, modules: Sequence[str]) -> tuple[str, ...]:

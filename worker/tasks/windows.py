@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from app.domain.errors import InvalidInput
 from worker.tasks.loading import padded
 
-# Of more windows than these the activations are not kept for the backward pass but computed again,
-# so that the memory of a pass does not grow with the length of a text.
-WINDOWS_AT_A_TIME = 16
+# Of more tokens than these, padding included, the activations are not kept for the backward pass
+# but computed again, so that the memory of a pass does not grow with the length of a text. Passes
+# of several examples are smaller by far.
+TOKENS_AT_A_TIME = 16_384
 
 OWNERS = "owners"
 
@@ -146,11 +147,12 @@ def outputs_of(model: nn.Module, batch: Mapping[str, Tensor], *names: str) -> tu
         found: Any = model(**part)
         return tuple(found[name][:, -num_tokens:].float() for name in names)
 
-    if num_windows <= WINDOWS_AT_A_TIME:
+    if num_windows * num_tokens <= TOKENS_AT_A_TIME:
         return run(inputs)
     parts = []
-    for start in range(0, num_windows, WINDOWS_AT_A_TIME):
-        part = {name: each[start : start + WINDOWS_AT_A_TIME] for name, each in inputs.items()}
+    at_a_time = max(1, TOKENS_AT_A_TIME // num_tokens)
+    for start in range(0, num_windows, at_a_time):
+        part = {name: each[start : start + at_a_time] for name, each in inputs.items()}
         parts.append(checkpoint(run, part, use_reentrant=False))
     return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
