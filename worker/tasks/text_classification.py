@@ -21,6 +21,7 @@ from worker.tasks import Batch, Example, Judged, LossOptions, Outline, TaskLoss
 from worker.tasks.labels import class_name, ordered_labels
 from worker.tasks.loading import load_tokenizer, load_with_head, padded
 from worker.tasks.requests import checked, text_and_pair
+from worker.tasks.windows import longest_input
 from worker.trunk.device import DeviceProfile
 
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -60,6 +61,7 @@ class TextClassification:
             label2id={name: number for number, name in enumerate(names)},
         )
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self._longest = longest_input(self.model, self.tokenizer)
         self._ids = {label: number for number, label in enumerate(self.labels)}
 
     @staticmethod
@@ -84,11 +86,12 @@ class TextClassification:
 
     def encode(self, record: Record, max_length_tokens: int) -> Example:
         assert isinstance(record, LabelledTextRecord)
-        return self._example(record.text, record.text_pair, self._target(record), max_length_tokens)
+        longest = min(max_length_tokens, self._longest)
+        return self._example(record.text, record.text_pair, self._target(record), longest)
 
     def encode_input(self, value: Any) -> Example:
         text, pair = text_and_pair(value)
-        return self._example(text, pair, None, self._longest())
+        return self._example(text, pair, None, self._longest)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         rows = [example.features["input_ids"] for example in examples]
@@ -172,10 +175,6 @@ class TextClassification:
             excerpt=text if pair is None else f"{text} | {pair}",
             is_truncated=is_truncated,
         )
-
-    def _longest(self) -> int:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        return min(int(limit or 1 << 30), self.tokenizer.model_max_length)
 
     def _target(self, record: LabelledTextRecord) -> Any:
         if self.problem == "regression":
