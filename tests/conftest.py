@@ -29,6 +29,7 @@ FOLDERS = (
     "conversion",
     "training",
     "tasks",
+    "tuning",
     "generation",
     "serving",
     "acceptance",

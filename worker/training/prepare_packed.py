@@ -62,7 +62,7 @@ def make_packed_learner(
         directory = (
             locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
         )
-        tuned: "TunedSession" = resolve(_TUNED_SESSION)(
+        tuned: TunedSession = resolve(_TUNED_SESSION)(
             spec, method, trunk, training, records, directory, name
         )
         learner = PackedLearner(

@@ -2,11 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worker.trunk.cache import SequenceCache
+
+
+class Past(Protocol):
+    """What came before the rows of a segment."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it holds."""
+
+    def append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values of a layer; see `SequenceCache`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +33,7 @@ class Segment:
     start: int
     end: int
     adapter: str | None
-    cache: SequenceCache | None = None
+    cache: Past | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A base model in memory: frozen, computing packed batches, with adapters attached."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import (
 
 from app.domain.errors import InvalidInput
 from worker.trunk.attention import ATTENTION_NAME, UnsupportedAttention
-from worker.trunk.batch import PackedBatch, SequenceRows, pack
+from worker.trunk.batch import PackedBatch, Segment, SequenceRows, pack
 from worker.trunk.cache import SequenceCache
 from worker.trunk.device import DeviceProfile
 from worker.trunk.lora import LoraAdapter, LoraPair, LoraSlotsLinear
@@ -99,19 +100,22 @@ class Trunk:
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last layer's normalised rows, [tokens, hidden], in the trunk's dtype."""
-        self._routing.set(batch.segments, batch.input_ids.shape[0], self.device)
-        output = self.model.base_model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            use_cache=False,
-            segments=batch.segments,
-        )
-        rows: Tensor = output.last_hidden_state[0]
-        return rows
+        return self._hidden(batch.segments, batch.position_ids, input_ids=batch.input_ids[None])
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Return [rows, vocab] float32 for `hidden_rows` [rows, hidden]."""
         return torch.nn.functional.linear(hidden_rows, self.head_weight).float()
+
+    def _hidden(
+        self, segments: Sequence[Segment], position_ids: Tensor, **inputs: Tensor
+    ) -> Tensor:
+        """Return [tokens, hidden] for `input_ids` [1, tokens] or `inputs_embeds`."""
+        self._routing.set(segments, position_ids.shape[0], self.device)
+        output = self.model.base_model(
+            **inputs, position_ids=position_ids[None], use_cache=False, segments=segments
+        )
+        rows: Tensor = output.last_hidden_state[0]
+        return rows
 
     def _slots(self, path: str) -> LoraSlotsLinear:
         """Return the LoRA layer at a path, wrapping the linear layer there if it is plain."""

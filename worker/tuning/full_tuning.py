@@ -25,12 +25,15 @@ class FullTuning:
     Args:
         model: changed in place; its weights become float32.
         frozen_layers: how many of the lowest blocks stay as they are, with the embeddings.
+        frozen: weights that stay as they are, too.
 
     Raises:
         InvalidInput: the model is too large.
     """
 
-    def __init__(self, model: PreTrainedModel, frozen_layers: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, frozen_layers: int = 0, frozen: Sequence[Tensor] = ()
+    ) -> None:
         size = sum(weight.numel() for weight in model.parameters())
         if size > MAX_WEIGHTS:
             raise InvalidInput(
@@ -42,13 +45,15 @@ class FullTuning:
         self._model = model
         if frozen_layers:
             self._freeze(frozen_layers)
+        for kept in frozen:
+            kept.requires_grad_(False)
         # Beside the model itself, since the head was drawn and is on no disk.
         self._base = {
-            name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()
+            name: weight.detach().to("cpu", copy=True) for name, weight in self._trained()
         }
 
     def groups(self) -> Sequence[WeightGroup]:
-        return [WeightGroup([one for one in self.model.named_parameters() if one[1].requires_grad])]
+        return [WeightGroup(list(self._trained()))]
 
     def _freeze(self, frozen_layers: int) -> None:
         """Freeze what lies below; what is in no block lies above if it comes after the blocks."""
@@ -61,16 +66,15 @@ class FullTuning:
             raise all_are_frozen(frozen_layers)
 
     @contextmanager
-    @torch.no_grad()
     def as_base(self) -> Iterator[None]:
         tuned: dict[str, Tensor] = {}
-        for name, weight in self.model.named_parameters():
+        for name, weight in self._trained():
             tuned[name] = weight.data
             weight.data = self._base[name].to(weight.device)
         try:
             yield
         finally:
-            for name, weight in self.model.named_parameters():
+            for name, weight in self._trained():
                 weight.data = tuned[name]
 
     def before_update(self, step: int) -> Tensor | None:
@@ -96,3 +100,6 @@ class FullTuning:
     def load_state_tensors(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, weight in named_weights(self.groups()):
             weight.copy_(tensors[WEIGHTS][name])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return (one for one in self._model.named_parameters() if one[1].requires_grad)

@@ -46,6 +46,10 @@ class PeftTuning:
         self.model: nn.Module = self._prompted or self.peft
         self._extra = extra_of(adapter, self.peft, around.total_steps)
 
+    @property
+    def is_prompt(self) -> bool:
+        return self._prompted is not None
+
     def groups(self) -> Sequence[WeightGroup]:
         trained = [
             (name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad

@@ -29,7 +29,8 @@ def target_layers(
     asked: Sequence[str] | None,
     frozen_layers: int = 0,
 ) -> dict[str, nn.Module]:
-    """Return the layers to adapt by their full names: never those of the head.
+    """Return the layers to adapt by their full names: never those of the head
+    or the output layer.
 
     Without a wish, all linear layers; of a model that has none, its 1x1 convolutions.
 
@@ -39,7 +40,8 @@ def target_layers(
     Raises:
         InvalidInput: the model has no layer of an asked name, or none that can be adapted.
     """
-    own = dict(_layers(model, head_modules))
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    own = {path: one for path, one in _layers(model, head_modules) if one is not output}
     above = {path: layer for path, layer in own.items() if is_above(path, frozen_layers)}
     if asked is not None:
         known = {_last_name(path) for path in own}
@@ -49,11 +51,8 @@ def target_layers(
                 param=TARGETS_FIELD,
             )
         return {path: layer for path, layer in above.items() if _last_name(path) in asked}
-    output = getattr(model, "get_output_embeddings", lambda: None)()
     linear: dict[str, nn.Module] = {
-        path: layer
-        for path, layer in above.items()
-        if isinstance(layer, nn.Linear) and layer is not output
+        path: layer for path, layer in above.items() if isinstance(layer, nn.Linear)
     }
     found = linear or above
     if not found and own:

@@ -1,0 +1,93 @@
+"""Text generation by every kind of adapter, on packed streams, against plain `peft`."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from app.domain.job_spec import DatasetRef, JobSpec
+from app.domain.peft_kinds import FULL
+from tests.training.conftest import CPU, job_spec, random_sequences
+from tests.tuning.conftest import ROWS, Row, largest_difference, plain_model, trained_steps
+from worker.training.losses.cross_entropy import chunked_cross_entropy
+from worker.training.manifest import BaseModelRef
+from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.trunk import Trunk, load_trunk
+from worker.tuning.packed import TunedBase, tune_trunk
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    # `peft` reads the ranks that AdaLoRA kept as patterns of names.
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),
+]
+
+SEQUENCES = random_sequences(9, 4, 13)
+STEPS = 6
+
+
+def spec_of(row: Row) -> JobSpec:
+    return replace(job_spec(DatasetRef("unused", "unused", "0" * 64, 1)), adapter=row.adapter)
+
+
+def tuned_base(base: BaseModelRef, row: Row) -> TunedBase:
+    """Return a model after a few steps in which it learnt the sequences."""
+    tuned = tune_trunk(load_trunk(Path(base.directory), CPU), spec_of(row), STEPS, 7, None)
+    tuned.trunk.generator = torch.Generator().manual_seed(1)
+    before, *_, after = trained_steps(tuned.tuning, losses(tuned.trunk))
+    assert after < before
+    return tuned
+
+
+def losses(trunk: Trunk) -> Iterator[Tensor]:
+    batch = pack([SequenceRows(sequence, "tuned") for sequence in SEQUENCES])
+    ends = [segment.end for segment in batch.segments]
+    rows = torch.tensor([row for row in range(ends[-1]) if row + 1 not in ends])
+    for _ in range(STEPS):
+        yield chunked_cross_entropy(
+            trunk.hidden(batch)[rows],
+            trunk.head_weight,
+            batch.input_ids[rows + 1],
+            torch.full((len(rows),), 1 / len(rows)),
+        ).total
+
+
+@torch.no_grad()
+def packed_logits(trunk: Trunk, adapter: str | None = "tuned") -> list[Tensor]:
+    batch = pack([SequenceRows(sequence, adapter) for sequence in SEQUENCES])
+    logits = trunk.logits(trunk.hidden(batch))
+    return [logits[segment.start : segment.end] for segment in batch.segments]
+
+
+@torch.no_grad()
+def plain_logits(model: Any) -> list[Tensor]:
+    return [
+        model(input_ids=torch.tensor([sequence])).logits[0, -len(sequence) :]
+        for sequence in SEQUENCES
+    ]
+
+
+def plain_base(base: BaseModelRef) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_packed_logits_equal_those_of_plain_peft(
+    row: Row, tiny_base: BaseModelRef, tmp_path: Path
+) -> None:
+    tuned = tuned_base(tiny_base, row)
+    tuned.tuning.save(tmp_path, "tests/tiny")
+
+    found = packed_logits(tuned.trunk)
+    if row.kind == FULL:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    else:
+        model = plain_model(tmp_path, plain_base(tiny_base))
+    untuned = plain_logits(plain_base(tiny_base))
+    assert largest_difference(found, plain_logits(model)) < 1e-4
+    assert largest_difference(found, untuned) > 1e-3
+    assert largest_difference(packed_logits(tuned.trunk, None), untuned) < 1e-4
