@@ -23,16 +23,8 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, create_trial
 
 from app.domain.metrics import METRICS
-from app.domain.sweeps import (
-    CategoricalSpace,
-    Decision,
-    FloatSpace,
-    IntSpace,
-    Pruning,
-    Search,
-    Trial,
-    TrialState,
-)
+from app.domain.search_spaces import CategoricalSpace, FloatSpace, IntSpace
+from app.domain.sweeps import Decision, Pruning, Search, Trial, TrialState
 
 # Of those that reach a rung, one in so many goes on to the next, which lies so many times higher.
 REDUCTION_FACTOR = 3

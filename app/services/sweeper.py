@@ -22,7 +22,7 @@ from app.queue import count_waiting, send_wake_ups
 from app.resources import Resources
 from app.services import garbage
 from app.services.idempotency import delete_expired
-from app.services.sweeps import advance
+from app.services.sweep_looks import advance
 from app.services.validation import validate
 
 LOCK = "sweep"

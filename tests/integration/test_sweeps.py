@@ -12,22 +12,25 @@ from sqlalchemy import delete, event, select, update
 from app.db.clock import now
 from app.db.database import Database
 from app.db.migrations import downgrade, upgrade
-from app.db.repositories import adapters, jobs, keys, sweeps
+from app.db.repositories import adapters, jobs, keys, sweep_trials, sweeps
 from app.db.repositories.jobs import Job
-from app.db.repositories.sweeps import Standing, Sweep, SweepTrial
+from app.db.repositories.sweep_trials import SweepTrial
+from app.db.repositories.sweeps import Standing, Sweep
 from app.db.tables import files as file_table
 from app.db.tables import jobs as job_table
-from app.db.tables import sweep_trials
+from app.db.tables import sweep_trials as trial_table
 from app.db.tables import sweeps as sweep_table
 from app.domain.errors import FileInUse, InvalidInput, InvalidTransition, NotFound
 from app.domain.job_state import JobStatus
-from app.domain.sweeps import Budget, SweepStatus, TrialState, spaces_of
+from app.domain.search_spaces import spaces_of
+from app.domain.sweeps import Budget, SweepStatus, TrialState
 from app.resources import Resources
 from app.services import files
 from app.services import sweeps as services
 from app.services.jobs import JobRequest
+from app.services.sweep_looks import advance
 from app.services.sweeper import Sweeper
-from app.services.sweeps import SweepRequest, advance
+from app.services.sweeps import SweepRequest
 from tests.support.factories import BASE_MODEL, add_project, dataset, store_dataset
 from tests.support.sweeping import now_is, opened, received, told
 
@@ -100,7 +103,7 @@ def look(resources: Resources, sweep: Sweep) -> list[SweepTrial]:
 
 def trials_of(resources: Resources, sweep: Sweep) -> list[SweepTrial]:
     with resources.database.read() as connection:
-        return sweeps.list_trials(connection, sweep.id)
+        return sweep_trials.list_all(connection, sweep.id)
 
 
 def as_it_is(resources: Resources, sweep: Sweep) -> Sweep:
@@ -262,7 +265,7 @@ def rows_of(resources: Resources) -> list[Any]:
     with resources.database.read() as connection:
         return [
             tuple(row)
-            for table in (job_table, sweep_table, sweep_trials)
+            for table in (job_table, sweep_table, trial_table)
             for row in connection.execute(select(table).order_by(table.c.id))
         ]
 

@@ -8,14 +8,9 @@ from sqlalchemy import Connection
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
 from app.api.idempotency import IdempotentDep
 from app.api.schemas.common import errors
-from app.api.schemas.sweeps import (
-    EXAMPLE,
-    CreateSweepRequest,
-    SweepList,
-    SweepObject,
-    SweepTrialList,
-    SweepTrialObject,
-)
+from app.api.schemas.sweep_requests import EXAMPLE, CreateSweepRequest
+from app.api.schemas.sweeps import SweepList, SweepObject, SweepTrialList, SweepTrialObject
+from app.db.repositories import sweep_trials
 from app.db.repositories import sweeps as rows
 from app.db.repositories.sweeps import Sweep
 from app.services import sweeps
@@ -114,7 +109,7 @@ def list_trials(
     """List a sweep's trials, newest first."""
     with resources.database.read() as connection:
         rows.get(connection, principal.project_id, sweep_id)
-        page = rows.list_trials_page(connection, sweep_id, after=after, limit=limit)
+        page = sweep_trials.list_page(connection, sweep_id, after=after, limit=limit)
     return SweepTrialList(
         data=[SweepTrialObject.of(trial) for trial in page.items],
         first_id=page.items[0].id if page.items else None,

@@ -1,16 +1,15 @@
-"""Sweeps and their trials. A trial and its job are written in one transaction."""
+"""Sweeps, and how they stand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from app.db.clock import now
-from app.db.repositories import jobs as job_rows
-from app.db.repositories.jobs import Job
 from app.db.repositories.pages import Page, fetch_page
-from app.db.tables import checkpoints, jobs, sweep_trials, sweeps
+from app.db.repositories.sweep_trials import SweepTrial
+from app.db.tables import jobs, sweep_trials, sweeps
 from app.domain.errors import InvalidTransition, NotFound
 from app.domain.ids import new_id
 from app.domain.sweeps import SweepStatus, TrialState
@@ -58,23 +57,6 @@ class NewSweep:
     seed: int
     suffix: str | None
     metadata: dict[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class SweepTrial:
-    """One trial, as it is stored."""
-
-    id: str
-    sweep_id: str
-    number: int
-    job_id: str | None
-    parameters: dict[str, Any]
-    state: TrialState
-    value: float | None
-    reason: str | None
-    judged: int
-    created_at: float
-    finished_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,102 +163,6 @@ def seconds_since(connection: Connection, sweep_id: str) -> float:
     return float(connection.execute(age).scalar_one())
 
 
-def count_trained_tokens(connection: Connection, sweep_id: str) -> int:
-    """Return how many tokens the jobs of a sweep have trained on so far."""
-    total = select(func.coalesce(func.sum(jobs.c.trained_tokens), 0))
-    return int(connection.execute(_of_sweep(total, jobs.c.id, sweep_id)).scalar_one())
-
-
-def add_trial(
-    connection: Connection,
-    sweep_id: str,
-    number: int,
-    job_id: str | None,
-    parameters: dict[str, Any],
-) -> SweepTrial:
-    row = connection.execute(
-        insert(sweep_trials)
-        .values(
-            id=new_id("fttrial-"),
-            sweep_id=sweep_id,
-            number=number,
-            job_id=job_id,
-            parameters=parameters,
-            state=TrialState.RUNNING,
-            created_at=now(),
-        )
-        .returning(sweep_trials)
-    ).one()
-    return _trial(row)
-
-
-def end_trial(
-    connection: Connection,
-    sweep_id: str,
-    number: int,
-    state: TrialState,
-    *,
-    value: float | None = None,
-    reason: str | None = None,
-) -> None:
-    """Write down what became of a running trial."""
-    connection.execute(
-        update(sweep_trials)
-        .where(
-            sweep_trials.c.sweep_id == sweep_id,
-            sweep_trials.c.number == number,
-            sweep_trials.c.state == TrialState.RUNNING,
-        )
-        .values(state=state, value=value, reason=reason, finished_at=now())
-    )
-
-
-def mark_judged(connection: Connection, sweep_id: str, number: int, epochs: int) -> None:
-    """Note that a pruner has judged a trial up to an epoch."""
-    connection.execute(
-        update(sweep_trials)
-        .where(sweep_trials.c.sweep_id == sweep_id, sweep_trials.c.number == number)
-        .values(judged=epochs)
-    )
-
-
-def list_trials(connection: Connection, sweep_id: str) -> list[SweepTrial]:
-    """Return every trial of a sweep, by number."""
-    query = select(sweep_trials).where(sweep_trials.c.sweep_id == sweep_id)
-    return [_trial(row) for row in connection.execute(query.order_by(sweep_trials.c.number))]
-
-
-def list_trials_page(
-    connection: Connection, sweep_id: str, *, after: str | None, limit: int
-) -> Page[SweepTrial]:
-    """Return the trials of a sweep, newest first."""
-    query = select(sweep_trials).where(sweep_trials.c.sweep_id == sweep_id)
-    page = fetch_page(connection, sweep_trials, query, keys=("number",), after=after, limit=limit)
-    return Page([_trial(row) for row in page.items], page.has_more)
-
-
-def list_open_jobs(connection: Connection, sweep_id: str) -> list[Job]:
-    """Return the jobs of the trials that are not known to have ended."""
-    query = _of_sweep(select(jobs), jobs.c.id, sweep_id)
-    rows = connection.execute(query.where(sweep_trials.c.state == TrialState.RUNNING))
-    return [job_rows.from_row(row) for row in rows]
-
-
-def list_epochs(connection: Connection, sweep_id: str) -> dict[str, list[dict[str, Any]]]:
-    """Return what each job of a sweep measured at the end of its epochs, by job and in order.
-
-    A checkpoint is named at the end of each epoch, under the lease: there is one row for each,
-    however often the epoch was taken.
-    """
-    query = _of_sweep(
-        select(checkpoints.c.job_id, checkpoints.c.metrics), checkpoints.c.job_id, sweep_id
-    )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in connection.execute(query.order_by(checkpoints.c.step)):
-        found.setdefault(row.job_id, []).append(row.metrics)
-    return found
-
-
 def standings(connection: Connection, listed: Sequence[Sweep]) -> dict[str, Standing]:
     """Return how sweeps stand, by id."""
     ids = [sweep.id for sweep in listed]
@@ -288,7 +174,7 @@ def standings(connection: Connection, listed: Sequence[Sweep]) -> dict[str, Stan
         )
     ):
         counts[row.sweep_id][TrialState(row.state)] = int(row._mapping["count"])
-    best, models = {}, {}
+    best: dict[str, tuple[SweepTrial, str]] = {}
     bests = (
         select(sweep_trials, jobs.c.output_model)
         .join(sweeps, sweeps.c.id == sweep_trials.c.sweep_id)
@@ -297,11 +183,10 @@ def standings(connection: Connection, listed: Sequence[Sweep]) -> dict[str, Stan
     )
     for row in connection.execute(bests):
         values = dict(row._mapping)
-        models[row.sweep_id] = str(values.pop("output_model"))
-        best[row.sweep_id] = SweepTrial(**values | {"state": TrialState(row.state)})
+        model = values.pop("output_model")
+        best[row.sweep_id] = (SweepTrial(**values | {"state": TrialState(row.state)}), model)
     return {
-        sweep_id: Standing(counts[sweep_id], best.get(sweep_id), models.get(sweep_id))
-        for sweep_id in ids
+        sweep_id: Standing(counts[sweep_id], *best.get(sweep_id, (None, None))) for sweep_id in ids
     }
 
 
@@ -315,19 +200,7 @@ def is_model_needed(connection: Connection, project_id: str, name: str) -> bool:
     return connection.scalar(query.limit(1)) is not None
 
 
-def _of_sweep(query: Select[Any], job_id: Any, sweep_id: str) -> Select[Any]:
-    return query.join(sweep_trials, sweep_trials.c.job_id == job_id).where(
-        sweep_trials.c.sweep_id == sweep_id
-    )
-
-
 def _sweep(row: Any) -> Sweep:
     values = dict(row._mapping)
     values["status"] = SweepStatus(values["status"])
     return Sweep(**values)
-
-
-def _trial(row: Any) -> SweepTrial:
-    values = dict(row._mapping)
-    values["state"] = TrialState(values["state"])
-    return SweepTrial(**values)
