@@ -1,20 +1,23 @@
-"""A run that is ended and taken up again equals one that never was, whatever the task.
+"""What a run leaves behind is complete, whatever the task: to go on from, and to be loaded.
 
 A task joins by an entry of `CASES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
 
 from app.domain.job_spec import AdapterSpec
 from app.storage.local import LocalStorage
-from tests.support.datasets import faq_texts, movie_reviews, twitter_ner
-from tests.tasks.conftest import MINILM, FindModel, RunTask, task_spec
+from tests.support.datasets import digits, faq_texts, movie_reviews, twitter_ner
+from tests.tasks.conftest import MINILM, FindModel, RunTask, encoded, make_task, task_spec
 from tests.tasks.quantities import quantity_answers
+from worker.tasks import LossOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -39,6 +42,7 @@ CASES = {
     "text-classification": Case(movie_reviews),
     "token-classification": Case(twitter_ner),
     "question-answering": Case(lambda n: quantity_answers(n, answerable=0.5)),
+    "image-classification": Case(digits, model="efficientnet-lite0"),
     "fill-mask": Case(faq_texts, method="continued_pretraining"),
 }
 
@@ -74,6 +78,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert files_below(storage.directory(second.last["prefix"])) == files_below(
         storage.directory(whole.last["prefix"])
     )
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_what_is_saved_is_what_was_trained(
+    run_task: RunTask, storage: LocalStorage, find_model: FindModel, task: str
+) -> None:
+    """The adapter in a fresh model, under another head, gives the loss that was validated."""
+    case = CASES[task]
+    records = case.records(6)
+    spec = task_spec(
+        storage, task, records, records, method=case.method, batch_size=2, learning_rate=0.01
+    )
+    directory = find_model(case.model)
+    attempt = run_task(spec, directory)
+    validated = attempt.of_type("validation")
+    adapter = storage.directory(attempt.last["prefix"]) / "adapter"
+
+    made = make_task(task, directory, records, seed=99)
+    examples = encoded(made, records)
+    fresh = mean_loss(made, made.model, examples)
+    tuned = mean_loss(made, peft.PeftModel.from_pretrained(made.model, adapter).eval(), examples)
+
+    assert tuned == pytest.approx(validated[-1]["valid_loss"], rel=1e-4)
+    assert abs(fresh - validated[-1]["valid_loss"]) > 1e-2
+
+
+@torch.no_grad()
+def mean_loss(task: Any, model: Any, examples: Sequence[Any]) -> float:
+    found = task.loss(model, task.collate(examples), LossOptions())
+    return float((found.sums / found.weights).mean())
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

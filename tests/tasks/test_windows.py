@@ -92,6 +92,22 @@ def test_many_windows_give_the_outputs_and_gradients_of_one_pass() -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_many_windows_are_computed_once_where_nothing_is_learnt(mode: Any) -> None:
+    model = BertForTokenClassification(BertConfig(**TINY)).eval()
+    passes: list[int] = []
+    model.bert.embeddings.register_forward_hook(
+        lambda module, inputs, output: passes.append(len(output))
+    )
+    batch = {"input_ids": torch.zeros((TOKENS_AT_A_TIME // 64 + 1, 64), dtype=torch.int64)}
+
+    with mode():
+        (found,) = outputs_of(model, batch, "logits")
+
+    assert passes == [TOKENS_AT_A_TIME // 64, 1]
+    assert found.shape == (TOKENS_AT_A_TIME // 64 + 1, 64, 2)
+
+
 def test_few_windows_are_kept() -> None:
     model = BertForTokenClassification(BertConfig(**TINY)).eval()
     passes: list[int] = []
