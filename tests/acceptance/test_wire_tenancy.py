@@ -27,10 +27,14 @@ class Owned:
     file: str
     job: str
     model: str
+    sweep: str
 
 
 ABSENT = Owned(
-    file="file-" + "0" * 24, job="ftjob-" + "0" * 24, model=f"ft:{BASE_MODEL}:acme::" + "0" * 12
+    file="file-" + "0" * 24,
+    job="ftjob-" + "0" * 24,
+    model=f"ft:{BASE_MODEL}:acme::" + "0" * 12,
+    sweep="ftsweep-" + "0" * 24,
 )
 
 Request = Callable[[httpx.Client, Owned], httpx.Response]
@@ -45,6 +49,15 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
 
 
 JOBS = "/v1/fine_tuning/jobs"
+SWEEPS = "/v1/fine_tuning/sweeps"
+
+
+def sweep_of(file: str, model: str = BASE_MODEL) -> dict[str, Any]:
+    ranks = {"type": "int", "low": 4, "high": 8}
+    return body(
+        job={"model": model, "training_file": file}, parameters={"tunesmith.adapter.r": ranks}
+    )
+
 
 # Routes that name something: the same answer for what is another's and what is not there.
 NAMING: dict[str, list[Request]] = {
@@ -71,6 +84,15 @@ NAMING: dict[str, list[Request]] = {
     f"GET {JOBS}/{{fine_tuning_job_id}}/checkpoints": [
         lambda http, it: http.get(f"{JOBS}/{it.job}/checkpoints")
     ],
+    f"POST {SWEEPS}": [
+        lambda http, it: http.post(SWEEPS, **sweep_of(it.file)),
+        lambda http, it: http.post(SWEEPS, **sweep_of(it.file, it.model)),
+    ],
+    f"GET {SWEEPS}/{{sweep_id}}": [lambda http, it: http.get(f"{SWEEPS}/{it.sweep}")],
+    f"POST {SWEEPS}/{{sweep_id}}/cancel": [
+        lambda http, it: http.post(f"{SWEEPS}/{it.sweep}/cancel")
+    ],
+    f"GET {SWEEPS}/{{sweep_id}}/trials": [lambda http, it: http.get(f"{SWEEPS}/{it.sweep}/trials")],
     "GET /v1/models/{model:path}": [lambda http, it: http.get(f"/v1/models/{it.model}")],
     "DELETE /v1/models/{model:path}": [lambda http, it: http.delete(f"/v1/models/{it.model}")],
     "POST /v1/chat/completions": [
@@ -89,6 +111,7 @@ NAMING: dict[str, list[Request]] = {
     # As cursors of lists.
     "GET /v1/files": [lambda http, it: http.get("/v1/files", params={"after": it.file})],
     f"GET {JOBS}": [lambda http, it: http.get(JOBS, params={"after": it.job})],
+    f"GET {SWEEPS}": [lambda http, it: http.get(SWEEPS, params={"after": it.sweep})],
 }
 
 # Routes that name nothing: their lists are looked at in a test of their own.
@@ -114,14 +137,15 @@ def foreign(api: Service) -> Owned:
         file = http.post(
             "/v1/files",
             data={"purpose": "fine-tune"},
-            files={"file": ("theirs.jsonl", dataset())},
+            files={"file": ("theirs.jsonl", dataset(60))},
         ).json()["id"]
         job = http.post(JOBS, json={"model": BASE_MODEL, "training_file": file}).json()["id"]
+        sweep = http.post(SWEEPS, **sweep_of(file)).json()["id"]
     model = f"ft:{BASE_MODEL}:acme::{secrets.token_hex(6)}"
     project = api.project_of(key)
     with api.database() as database, database.write() as connection:
         add_adapter(connection, project, model)
-    return Owned(file, job, model)
+    return Owned(file, job, model, sweep)
 
 
 def test_every_route_is_kept_apart_here() -> None:
@@ -148,7 +172,7 @@ def test_what_is_anothers_looks_like_what_is_not_there(
     assert theirs.status_code == none.status_code
     assert theirs.status_code in (400, 404)
     content = theirs.content
-    for name in ("file", "job", "model"):
+    for name in ("file", "job", "model", "sweep"):
         content = content.replace(getattr(foreign, name).encode(), getattr(ABSENT, name).encode())
     assert content == none.content
     assert _without_changing(theirs.headers) == _without_changing(none.headers)
@@ -168,7 +192,8 @@ def test_a_validation_file_of_another_looks_like_none(
     assert answers[0].json()["error"]["param"] == "validation_file"
 
 
-def test_no_list_shows_what_is_anothers(client: OpenAI, foreign: Owned) -> None:
+def test_no_list_shows_what_is_anothers(client: OpenAI, http: httpx.Client, foreign: Owned) -> None:
+    assert http.get(SWEEPS).json()["data"] == []
     assert list(client.files.list()) == []
     assert list(client.fine_tuning.jobs.list()) == []
     assert {model.owned_by for model in client.models.list()} == {"operator"}
@@ -183,9 +208,10 @@ def test_whoever_owns_it_finds_it_still(api: Service, foreign: Owned, http: http
         rows = connection.exec_driver_sql(
             f"SELECT (SELECT count(*) FROM files WHERE id = '{foreign.file}'),"
             f" (SELECT count(*) FROM adapters WHERE name = '{foreign.model}'),"
-            f" (SELECT count(*) FROM jobs WHERE id = '{foreign.job}' AND status <> 'cancelled')"
+            f" (SELECT count(*) FROM jobs WHERE id = '{foreign.job}' AND status <> 'cancelled'),"
+            f" (SELECT count(*) FROM sweeps WHERE id = '{foreign.sweep}' AND status = 'running')"
         ).one()
-    assert tuple(rows) == (1, 1, 1)
+    assert tuple(rows) == (1, 1, 1, 1)
 
 
 def _without_changing(headers: httpx.Headers) -> dict[str, str]:
