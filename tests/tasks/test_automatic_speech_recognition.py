@@ -36,6 +36,7 @@ from tests.tasks.conftest import (
     task_spec,
     validations,
 )
+from tests.tasks.test_resuming import files_below
 from worker.evaluation.measure import values
 from worker.tasks import LossOptions
 from worker.tuning import named_weights
@@ -303,6 +304,21 @@ def test_an_adapter_changes_all_layers_but_the_last(storage: LocalStorage, tiny_
     assert predicted_by(task, tuning.model) == predicted_by(task, task.model)
 
 
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    run_task: RunTask, storage: LocalStorage, tiny_dir: Path
+) -> None:
+    spec = task_spec(storage, TASK, [FIRST, SECOND], num_epochs=2, batch_size=1)
+    whole = run_task(spec, tiny_dir)
+    first = run_task(spec, tiny_dir, lease=2, answers={("step", 1): "stop"})
+
+    second = run_task(spec, tiny_dir, lease=3, resume_from=first.last["prefix"])
+
+    assert (first.last["type"], first.last["step"]) == ("stopped", 1)
+    assert files_below(storage.directory(second.last["prefix"])) == files_below(
+        storage.directory(whole.last["prefix"])
+    )
+
+
 @needs_voice
 def test_hears_the_language_that_is_spoken(whisper: Any) -> None:
     (example,) = encoded(whisper, spoken(1, ["Where is the nearest railway station?"]))
@@ -324,13 +340,12 @@ def test_learns_to_understand_robots(
         records[:48],
         records[48:],
         adapter=AdapterSpec(options={"r": 8}),
-        num_epochs=2,
         max_length_tokens=448,
     )
 
-    before, *_, after = validations(run_task(spec, whisper_dir), "wer")
+    before, after = validations(run_task(spec, whisper_dir), "wer")
 
-    assert after < 0.8 * before
+    assert after < 0.7 * before
 
 
 @pytest.mark.parametrize(

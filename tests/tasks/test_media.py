@@ -97,6 +97,7 @@ def broken_images() -> dict[str, tuple[bytes, str]]:
     return cases | {
         "nothing": (b"", "no PNG"),
         "a text": (b"an image of a cat", "no PNG"),
+        "TIFF": (image_file(Image.new("L", (4, 4)), "TIFF"), "no PNG"),
         "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no PNG"),
         "wrong checksum": (whole["PNG"][:50] + b"\x00\x00" + whole["PNG"][52:], "no PNG"),
         "more pixels than we take": (declared_png(10_000, 6_000), "more than 50,000,000 pixels"),
@@ -153,13 +154,14 @@ def test_channels_are_mixed() -> None:
 
 def broken_recordings() -> dict[str, tuple[bytes, str]]:
     second = np.random.default_rng(0).uniform(-0.5, 0.5, RATE)
-    flac = recording(second, format="FLAC")
+    flac, mp3 = recording(second, format="FLAC"), recording(second, format="MP3")
     infinite = np.full(100, np.inf, np.float32)
     return {
         "nothing": (b"", "no WAV, FLAC, OGG or MP3"),
         "a text": (b"a recording of a cat", "no WAV"),
         "another kind": (recording(second, format="AU"), r"no WAV.*found AU"),
-        "FLAC cut short": (flac[: len(flac) // 2], "of its 16,000 samples|no WAV"),
+        "MP3 cut short": (mp3[: len(mp3) // 2], "of its 16,000 samples"),
+        "FLAC cut short": (flac[: len(flac) // 2], "no WAV"),
         "0 seconds": (recording(np.zeros(0)), "0 seconds long"),
         "31 seconds": (recording(np.zeros(31 * RATE)), r"31\.0 seconds long; at most 30"),
         "2 hours": (recording(np.zeros(7_200 * 8_000, np.int16), 8_000, "FLAC"), r"7,200\.0 sec"),
