@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from app.domain.job_spec import AdapterSpec
 from app.domain.peft_kinds import PEFT_KINDS
-from tests.training.conftest import base, bases, tiny_base
+from tests.training.conftest import base, bases, tiny_base, tiny_trunk
 from worker.training.parameter_optimizer import ParameterOptimizer
 from worker.tuning import Tuning
 
-__all__ = ["base", "bases", "tiny_base"]
+__all__ = ["base", "bases", "tiny_base", "tiny_trunk"]
 
 
 @dataclass(frozen=True)

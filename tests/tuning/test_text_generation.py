@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from app.domain.errors import InvalidInput
 from app.domain.job_spec import DatasetRef, JobSpec
-from app.domain.peft_kinds import FULL
+from app.domain.peft_kinds import FULL, PEFT_KINDS
 from tests.training.conftest import CPU, job_spec, random_sequences
 from tests.tuning.conftest import ROWS, Row, largest_difference, plain_model, trained_steps
+from worker.serving.served_adapters import read_mixed
 from worker.training.losses.cross_entropy import chunked_cross_entropy
 from worker.training.manifest import BaseModelRef
 from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.prompt import PromptAdapter
 from worker.trunk.trunk import Trunk, load_trunk
+from worker.tuning.merging import merge_into
 from worker.tuning.packed import TunedBase, tune_trunk
 
 pytestmark = [
@@ -75,8 +79,28 @@ def plain_base(base: BaseModelRef) -> Any:
     return AutoModelForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
 
 
+def serves_mixed(row: Row) -> bool:
+    return PEFT_KINDS[row.kind].serving == "mixed" and not row.options.get("use_dora")
+
+
+@torch.no_grad()
+def served_logits(trunk: Trunk, directory: Path) -> list[Tensor]:
+    """Return what the engine computes: all sequences in one pass, after one of the base model."""
+    adapter = read_mixed(directory, lambda path: int(trunk.model.get_submodule(path).in_features))
+    if adapter is None:
+        return packed_logits(merge_into(trunk, directory), None)
+    if isinstance(adapter, PromptAdapter):
+        trunk.attach_prompt("tuned", adapter)
+    else:
+        trunk.attach("tuned", adapter)
+    rows = [SequenceRows(ids, "tuned", trunk.new_cache(adapter="tuned")) for ids in SEQUENCES]
+    batch = pack([SequenceRows(SEQUENCES[0], None), *rows])
+    logits = trunk.logits(trunk.hidden(batch))
+    return [logits[segment.start : segment.end] for segment in batch.segments[1:]]
+
+
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_packed_logits_equal_those_of_plain_peft(
+def test_trained_and_served_as_plain_peft_has_it(
     row: Row, tiny_base: BaseModelRef, tmp_path: Path
 ) -> None:
     tuned = tuned_base(tiny_base, row)
@@ -91,3 +115,46 @@ def test_packed_logits_equal_those_of_plain_peft(
     assert largest_difference(found, plain_logits(model)) < 1e-4
     assert largest_difference(found, untuned) > 1e-3
     assert largest_difference(packed_logits(tuned.trunk, None), untuned) < 1e-4
+
+    trunk = load_trunk(Path(tiny_base.directory), CPU)
+    served = served_logits(trunk, tmp_path)
+    assert largest_difference(served, found) < 1e-4
+    assert (trunk.adapters == ("tuned",)) == serves_mixed(row)
+    if serves_mixed(row):
+        trunk.detach("tuned")
+        assert largest_difference(packed_logits(trunk, "tuned"), untuned) < 1e-4
+
+
+def test_kinds_share_one_batch(tiny_base: BaseModelRef, tmp_path: Path) -> None:
+    trunk = load_trunk(Path(tiny_base.directory), CPU)
+    mixed = [row for row in ROWS if serves_mixed(row)]
+    expected: list[Tensor] = []
+    rows: list[SequenceRows] = []
+    for row in mixed:
+        name, directory = str(row), tmp_path / str(row)
+        directory.mkdir()
+        tuned = tuned_base(tiny_base, row)
+        tuned.tuning.save(directory, "tests/tiny")
+        expected.append(packed_logits(tuned.trunk)[0])
+        adapter = read_mixed(directory, lambda path: trunk.model.get_submodule(path).in_features)
+        assert adapter is not None
+        if isinstance(adapter, PromptAdapter):
+            trunk.attach_prompt(name, adapter)
+        else:
+            trunk.attach(name, adapter)
+        rows.append(SequenceRows(SEQUENCES[0], name, trunk.new_cache(adapter=name)))
+    batch = pack(rows)
+    with torch.no_grad():
+        logits = trunk.logits(trunk.hidden(batch))
+
+    found = [logits[segment.start : segment.end] for segment in batch.segments]
+    assert largest_difference(found, expected) < 1e-4
+
+
+def test_a_prompt_of_another_model_is_refused(tiny_trunk: Trunk) -> None:
+    with pytest.raises(InvalidInput, match="another shape"):
+        tiny_trunk.attach_prompt("wide", PromptAdapter(embeddings=torch.zeros(3, 48)))
+    past = [(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16))] * 2
+    with pytest.raises(InvalidInput, match="another shape"):
+        tiny_trunk.attach_prompt("wide", PromptAdapter(past=past))
+    assert tiny_trunk.adapters == ()

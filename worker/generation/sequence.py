@@ -108,9 +108,11 @@ class SequenceState(Generic[Owner]):
     def _score_prompt(self, share: Share[Owner], logits: Tensor) -> None:
         """Score the prompt tokens that follow this step's rows; nothing predicts the first."""
         prompt_ids, alternatives = self.request.prompt_ids, self.request.sampling.top_logprobs or 0
-        if share.start == 0:
+        # Counted here, since a cache can begin with what an adapter has learnt.
+        start = len(prompt_ids) - len(self._pending)
+        if start == 0:
             self._prompt_tokens.append(SampledToken(prompt_ids[0]))
-        following = prompt_ids[share.start + 1 : share.start + 1 + share.wanted]
+        following = prompt_ids[start + 1 : start + 1 + share.wanted]
         self._prompt_tokens.extend(
             score(row, token_id, alternatives)
             for row, token_id in zip(logits, following, strict=False)

@@ -35,6 +35,7 @@ class ServedBase:
         self.vocab_size = int(trunk.head_weight.shape[0])
         self.vocabulary = Vocabulary(trunk.tokenizer, end_token_ids(trunk))
         self.loop = GenerationLoop(trunk, self.vocabulary, limits, event_loop)
+        self._model = trunk.model
         self._tokenizer = trunk.tokenizer
         # One thread, since a tokenizer is not safe to share; and off the event loop, since a
         # long conversation takes its time.
@@ -68,6 +69,16 @@ class ServedBase:
     async def encode_text(self, prompt: str) -> list[int]:
         """Return the token ids of a plain prompt, as training encoded it."""
         return await self._off_event_loop(lambda: encode_completion_prompt(self._tokenizer, prompt))
+
+    def input_width(self, path: str) -> int:
+        """Return how many inputs the layer at a path has. Raises: AttributeError."""
+        layer: Any = self._model.get_submodule(path)
+        return int(layer.in_features)
+
+    def retire(self) -> None:
+        """Take in nothing new; what runs goes on."""
+        self.loop.retire()
+        self._encoding.shutdown(wait=False)
 
     def close(self) -> None:
         self.loop.close()

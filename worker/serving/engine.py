@@ -13,16 +13,19 @@ from typing import Any
 
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput, NotFound, Unavailable
+from app.domain.registry import resolve
 from app.domain.task_routes import CHAT, EMBEDDINGS, refuse_other_route, refuse_route_of_base
 from app.domain.tasks import TEXT_GENERATION
 from worker.serving.adapters import check_fits, inspect_adapter, locate_adapter, task_of
 from worker.serving.base import ServedBase
 from worker.serving.loop import LoopLimits
+from worker.serving.served_adapters import read_mixed
 from worker.serving.settings import EngineSettings
 from worker.serving.task_models import ServedTaskModel, TaskModels
 from worker.trunk.device import DeviceProfile
-from worker.trunk.peft_format import load_adapter
 from worker.trunk.trunk import Trunk
+
+_MERGE = "worker.tuning.merging:merge_into"
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,9 @@ class ServedModel:
     Attributes:
         directory: where its weights were read from.
         fingerprint: differs wherever answers could.
-        slot: the adapter's name in the loop of `base`; None is the base model itself.
+        slot: the adapter's name in the loop of `base`; None is the base model itself, or
+            tuned weights that no one else uses.
+        is_alone: `base` has been tuned and serves this model only.
         chat_template: the adapter's own; None is the base model's.
     """
 
@@ -47,6 +52,7 @@ class ServedModel:
     fingerprint: str
     slot: str | None = None
     chat_template: str | None = None
+    is_alone: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -75,6 +81,7 @@ class Engine:
         self._adapters: OrderedDict[str, ServedModel] = OrderedDict()  # Last used, last in order.
         self._base_loading = asyncio.Lock()
         self._adapter_loading = asyncio.Lock()
+        self._retired: list[ServedBase] = []
         self._slot_numbers = itertools.count(1)
         self.tasks = TaskModels(settings, find_base, profile)
 
@@ -82,7 +89,7 @@ class Engine:
     def is_healthy(self) -> bool:
         """Whether every loop is running."""
         return self.tasks.loop.is_alive and all(
-            model.base.loop.is_alive for model in self._bases.values()
+            base.loop.is_alive for base in self._loops().values()
         )
 
     async def resolve(self, name: str) -> ServedModel:
@@ -167,7 +174,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Return what the loops are doing, together and for each base model."""
-        loops = {m.name: asdict(m.base.loop.stats()) for m in self._bases.values()}
+        loops = {name: asdict(base.loop.stats()) for name, base in self._loops().items()}
         totals = {
             key: sum(stats[key] for stats in loops.values())
             for key in ("running", "waiting", "steps", "generated_tokens", "cancelled")
@@ -178,18 +185,18 @@ class Engine:
     def close(self) -> None:
         """End every loop after its step in progress."""
         self.tasks.close()
-        for model in {model.name: model for model in self._bases.values()}.values():
-            model.base.close()
+        for base in (*self._loops().values(), *self._retired):
+            base.close()
+
+    def _loops(self) -> dict[str, ServedBase]:
+        """Return whatever has a loop, by the name of the model that it is first of all."""
+        alone = (model for model in self._adapters.values() if model.is_alone)
+        return {model.name: model.base for model in (*self._bases.values(), *alone)}
 
     async def _served_base(self, files: InstalledBaseModel) -> ServedModel:
         started = time.monotonic()
         trunk = await asyncio.to_thread(self._load_trunk, files.directory)
-        limits = LoopLimits(
-            max_running=self._settings.max_running,
-            max_queued=self._settings.max_queued,
-            prefill_tokens_per_step=self._settings.prefill_tokens_per_step,
-        )
-        base = ServedBase(files, trunk, limits, asyncio.get_running_loop())
+        base = ServedBase(files, trunk, self._limits(), asyncio.get_running_loop())
         logger.info("loaded base model %s in %.1f s", files.id, time.monotonic() - started)
         return ServedModel(files.id, base, files.directory, _fingerprint(files.revision))
 
@@ -203,26 +210,60 @@ class Engine:
                 param="lora_path",
             ) from None
         await asyncio.to_thread(check_fits, files, base.files)
-        adapter = await asyncio.to_thread(load_adapter, directory)
-        self._make_room()
+        adapter = await asyncio.to_thread(read_mixed, directory, base.input_width)
+        fingerprint = _fingerprint(base.files.revision, files.digest)
+        self._make_room(self._settings.max_adapters, list(self._adapters))
+        if adapter is None:
+            alone = [name for name, model in self._adapters.items() if model.is_alone]
+            self._make_room(self._settings.max_own_models, alone)
+            own = await self._own_weights(base.files, directory)
+            return ServedModel(
+                name, own, directory, fingerprint, None, files.chat_template, is_alone=True
+            )
         slot = f"{name}#{next(self._slot_numbers)}"
         await asyncio.wrap_future(base.loop.attach(slot, adapter))
-        fingerprint = _fingerprint(base.files.revision, files.digest)
         return ServedModel(name, base, directory, fingerprint, slot, files.chat_template)
 
-    def _make_room(self) -> None:
-        while len(self._adapters) >= self._settings.max_adapters:
-            idle = (n for n, m in self._adapters.items() if m.slot and m.base.loop.is_idle(m.slot))
+    async def _own_weights(self, files: InstalledBaseModel, directory: Path) -> ServedBase:
+        """Return a base model with the adapter merged into its weights, on a loop of its own."""
+        started = time.monotonic()
+
+        def load() -> Trunk:
+            # By name, since `peft` takes seconds to import, which most engines never need.
+            tuned: Trunk = resolve(_MERGE)(self._load_trunk(files.directory), directory)
+            return tuned
+
+        trunk = await asyncio.to_thread(load)
+        logger.info("merged %s in %.1f s", directory, time.monotonic() - started)
+        return ServedBase(files, trunk, self._limits(), asyncio.get_running_loop())
+
+    def _limits(self) -> LoopLimits:
+        return LoopLimits(
+            max_running=self._settings.max_running,
+            max_queued=self._settings.max_queued,
+            prefill_tokens_per_step=self._settings.prefill_tokens_per_step,
+        )
+
+    def _make_room(self, limit: int, names: list[str]) -> None:
+        """Drop idle adapters, the least recently used first, until there are fewer than `limit`."""
+        while len(names) >= limit:
+            models = ((name, self._adapters[name]) for name in names)
+            idle = (name for name, model in models if model.base.loop.is_idle(model.slot))
             name = next(idle, None)
             if name is None:
                 raise Unavailable("every adapter in memory is in use; try again")
             logger.info("dropped adapter %s to make room", name)
             self._drop(name)
+            names.remove(name)
 
     def _drop(self, name: str) -> None:
         model = self._adapters.pop(name)
-        assert model.slot is not None
-        model.base.loop.detach(model.slot)
+        if model.slot is not None:
+            model.base.loop.detach(model.slot)
+            return
+        model.base.retire()
+        # Kept until its last answer is complete, so that the engine's end ends it, too.
+        self._retired = [base for base in self._retired if base.loop.is_alive] + [model.base]
 
 
 def _fingerprint(*parts: str) -> str:

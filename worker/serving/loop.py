@@ -22,7 +22,9 @@ from worker.generation.sequence import SequenceState
 from worker.generation.step import plan_step, run_step
 from worker.generation.vocabulary import Vocabulary
 from worker.serving.generation import Generation, deliver
-from worker.trunk.lora import LoraAdapter
+from worker.serving.served_adapters import MixedAdapter
+from worker.trunk.cache import SequenceCache
+from worker.trunk.prompt import PromptAdapter
 from worker.trunk.trunk import Trunk
 
 _Sequence = SequenceState[Generation]
@@ -77,7 +79,7 @@ class GenerationLoop:
         self._joining: deque[_Attachment] = deque()
         self._slots: set[str] = set()
         self._leaving: set[str] = set()
-        self._is_closing = False
+        self._is_closing = self._is_retired = False
         self._steps = self._prompt_tokens = self._generated_tokens = self._cancelled = 0
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -91,19 +93,19 @@ class GenerationLoop:
 
         Raises:
             TooManyRequests: too many sequences are waiting.
-            NotFound: an adapter is not attached, or no longer.
+            NotFound: an adapter is not attached, or no longer; or the loop was retired.
             EngineUnavailable: the loop has ended.
         """
         generation = Generation(len(requests))
         sequences = [
-            _Sequence(request, index, generation, self._trunk.new_cache(), self._vocabulary)
+            _Sequence(request, index, generation, self._cache_for(request), self._vocabulary)
             for index, request in enumerate(requests)
         ]
         with self._changed:
             self._refuse_if_ended()
             for request in requests:
                 if request.adapter is not None and request.adapter not in self._slots:
-                    raise NotFound("the adapter has been unloaded", param="model")
+                    raise _unloaded()
             places = self._limits.max_running - len(self._running) + self._limits.max_queued
             if len(self._waiting) + len(sequences) > places:
                 raise TooManyRequests(
@@ -113,7 +115,7 @@ class GenerationLoop:
             self._changed.notify()
         return generation
 
-    def attach(self, slot: str, adapter: LoraAdapter) -> Future[None]:
+    def attach(self, slot: str, adapter: MixedAdapter) -> Future[None]:
         """Make an adapter available under a name that was never used before.
 
         The future's result raises what `Trunk.attach` raises.
@@ -132,8 +134,8 @@ class GenerationLoop:
             self._leaving.add(slot)
             self._changed.notify()
 
-    def is_idle(self, slot: str) -> bool:
-        """Return whether no sequence runs or waits for this adapter."""
+    def is_idle(self, slot: str | None) -> bool:
+        """Return whether no sequence runs or waits for this adapter; None is the base model."""
         with self._changed:
             return slot not in self._used_slots()
 
@@ -148,6 +150,12 @@ class GenerationLoop:
                 generated_tokens=self._generated_tokens,
                 cancelled=self._cancelled,
             )
+
+    def retire(self) -> None:
+        """Refuse new sequences and end when the last one has ended."""
+        with self._changed:
+            self._is_retired = True
+            self._changed.notify()
 
     def close(self) -> None:
         """End after the step in progress; whatever still runs fails as `EngineUnavailable`."""
@@ -171,6 +179,8 @@ class GenerationLoop:
             if self._is_closing:
                 return False
             self._drop_cancelled()
+            if self._is_retired and not self._running and not self._waiting:
+                return False
             while self._waiting and len(self._running) < self._limits.max_running:
                 self._running.append(self._waiting.popleft())
             joining, self._joining = self._joining, deque()
@@ -184,8 +194,16 @@ class GenerationLoop:
 
     def _has_work(self) -> bool:
         return bool(
-            self._is_closing or self._running or self._waiting or self._joining or self._leaving
+            self._is_closing
+            or self._is_retired
+            or self._running
+            or self._waiting
+            or self._joining
+            or self._leaving
         )
+
+    def _cache_for(self, request: GenerationRequest) -> SequenceCache:
+        return self._trunk.new_cache(adapter=request.adapter)
 
     def _used_slots(self) -> set[str | None]:
         return {sequence.request.adapter for sequence in (*self._running, *self._waiting)}
@@ -194,7 +212,10 @@ class GenerationLoop:
         if not attachment.done.set_running_or_notify_cancel():
             return
         try:
-            self._trunk.attach(attachment.slot, attachment.adapter)
+            if isinstance(attachment.adapter, PromptAdapter):
+                self._trunk.attach_prompt(attachment.slot, attachment.adapter)
+            else:
+                self._trunk.attach(attachment.slot, attachment.adapter)
         except Exception as error:
             attachment.done.set_exception(error)
             return
@@ -203,6 +224,8 @@ class GenerationLoop:
         attachment.done.set_result(None)
 
     def _refuse_if_ended(self) -> None:
+        if self._is_retired:
+            raise _unloaded()
         if self._is_closing or not self.is_alive:
             raise EngineUnavailable()
 
@@ -253,8 +276,12 @@ class GenerationLoop:
             )
 
 
+def _unloaded() -> NotFound:
+    return NotFound("the adapter has been unloaded", param="model")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Attachment:
     slot: str
-    adapter: LoraAdapter
+    adapter: MixedAdapter
     done: Future[None] = field(default_factory=Future)

@@ -28,6 +28,8 @@ class EngineSettings:
             one request can hold up the next token of the others.
         max_adapters: adapters kept in memory, and as many models of tasks beside text generation;
             the least recently used idle one makes room.
+        max_own_models: how many of them may have all weights of a base model for themselves,
+            since their kind of adapter cannot share a batch.
         max_body_bytes: longest request body.
         prediction_tokens_per_pass: tokens, or what compares to them, of the inputs that models
             of other tasks compute together.
@@ -45,6 +47,7 @@ class EngineSettings:
     max_queued: int = 256
     prefill_tokens_per_step: int = 256
     max_adapters: int = 64
+    max_own_models: int = 2
     max_body_bytes: int = 8 << 20
     prediction_tokens_per_pass: int = 2048
     max_queued_predictions: int = 4096
@@ -68,6 +71,7 @@ def load_engine_settings(environment: Mapping[str, str] = os.environ) -> EngineS
         max_queued=_count(environment, "ENGINE_MAX_QUEUED", 256),
         prefill_tokens_per_step=_count(environment, "ENGINE_PREFILL_TOKENS_PER_STEP", 256),
         max_adapters=_count(environment, "ENGINE_MAX_ADAPTERS", 64),
+        max_own_models=_count(environment, "ENGINE_MAX_OWN_MODELS", 2),
         max_body_bytes=_count(environment, "ENGINE_MAX_BODY_BYTES", 8 << 20),
         prediction_tokens_per_pass=_count(environment, "ENGINE_PREDICTION_TOKENS_PER_PASS", 2048),
         max_queued_predictions=_count(environment, "ENGINE_MAX_QUEUED_PREDICTIONS", 4096),

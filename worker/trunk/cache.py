@@ -48,6 +48,15 @@ class SequenceCache:
         self._lengths[layer_idx] = end
         return all_keys[:, :, :end], all_values[:, :, :end]
 
+    def copy(self, capacity: int = _INITIAL_CAPACITY) -> "SequenceCache":
+        """Return another cache that holds the same tokens, with room for more."""
+        other = SequenceCache(len(self._keys), capacity)
+        for layer_idx, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            if keys is not None and values is not None:
+                held = self._lengths[layer_idx]
+                other.append(layer_idx, keys[:, :, :held], values[:, :, :held])
+        return other
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
         self._lengths = [min(held, length) for held in self._lengths]

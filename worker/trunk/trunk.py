@@ -20,6 +20,7 @@ from worker.trunk.batch import PackedBatch, Segment, SequenceRows, pack
 from worker.trunk.cache import SequenceCache
 from worker.trunk.device import DeviceProfile
 from worker.trunk.lora import LoraAdapter, LoraPair, LoraSlotsLinear
+from worker.trunk.prompt import PromptAdapter
 from worker.trunk.routing import Routing
 
 
@@ -42,6 +43,7 @@ class Trunk:
         self.head_weight: Tensor = head.weight
         self._routing = Routing()
         self._adapters: dict[str, LoraAdapter] = {}
+        self._prompts: dict[str, SequenceCache] = {}
 
     @property
     def device(self) -> torch.device:
@@ -58,11 +60,29 @@ class Trunk:
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the attached adapters."""
-        return tuple(self._adapters)
+        return (*self._adapters, *self._prompts)
 
-    def new_cache(self, capacity: int = 128) -> SequenceCache:
-        """Return an empty cache for one sequence, with room for `capacity` tokens at first."""
+    def new_cache(self, capacity: int = 128, adapter: str | None = None) -> SequenceCache:
+        """Return a cache for one sequence, with room for `capacity` tokens at first.
+
+        It is empty, unless the sequence is of an adapter that is a prompt.
+        """
+        if adapter in self._prompts:
+            return self._prompts[adapter].copy(capacity)
         return SequenceCache(self.num_layers, capacity)
+
+    def attach_prompt(self, name: str, prompt: PromptAdapter) -> None:
+        """Let `new_cache` begin with a prompt for sequences of this name.
+
+        Raises:
+            InvalidInput: the prompt was made for another base model.
+        """
+        if name in self.adapters:
+            raise ValueError(f"an adapter named {name!r} is attached already")
+        try:
+            self._prompts[name] = self._cache_of(prompt)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise InvalidInput("the prompt was made for a base model of another shape") from error
 
     def attach(
         self, name: str, adapter: LoraAdapter, generator: torch.Generator | None = None
@@ -79,7 +99,7 @@ class Trunk:
         Raises:
             InvalidInput: the adapter was made for another base model.
         """
-        if name in self._adapters:
+        if name in self.adapters:
             raise ValueError(f"an adapter named {name!r} is attached already")
         self._adapters[name] = adapter
         dropout = adapter.spec.dropout if generator is not None else 0.0
@@ -93,7 +113,9 @@ class Trunk:
 
     def detach(self, name: str) -> None:
         """Forget an adapter; one that is not attached is not an error."""
-        self._adapters.pop(name, None)
+        self._prompts.pop(name, None)
+        if self._adapters.pop(name, None) is None:
+            return
         for module in self.model.modules():
             if isinstance(module, LoraSlotsLinear):
                 module.remove(name)
@@ -116,6 +138,28 @@ class Trunk:
         )
         rows: Tensor = output.last_hidden_state[0]
         return rows
+
+    @torch.no_grad()
+    def _cache_of(self, prompt: PromptAdapter) -> SequenceCache:
+        """Return the keys and values of a prompt."""
+        if prompt.past is not None:
+            cache = SequenceCache(self.num_layers, prompt.past[0][0].shape[2])
+            for layer_idx, (keys, values) in enumerate(prompt.past):
+                held = (one.to(self.device, self.dtype) for one in (keys, values))
+                cache.append(layer_idx, *held)
+        else:
+            assert prompt.embeddings is not None
+            embeddings = prompt.embeddings.to(self.device, self.dtype)
+            cache = SequenceCache(self.num_layers, len(embeddings))
+            rows = Segment(0, len(embeddings), None, cache)
+            positions = torch.arange(len(embeddings), device=self.device)
+            self._hidden((rows,), positions, inputs_embeds=embeddings[None])
+        self._try_out(cache.copy())
+        return cache
+
+    def _try_out(self, cache: SequenceCache) -> None:
+        """Compute a token behind a prompt. Raises: RuntimeError, unless their shapes agree."""
+        self.hidden(pack([SequenceRows([0], None, cache)], self.device))
 
     def _slots(self, path: str) -> LoraSlotsLinear:
         """Return the LoRA layer at a path, wrapping the linear layer there if it is plain."""
