@@ -191,11 +191,11 @@ class PredictionLoop:
             for part in by_request.values():
                 self._compute(model, part)
             return
-        for one, prediction in zip(inputs, predictions, strict=True):
-            one.request.settle(one, prediction)
         with self._changed:
             self._passes += 1
             self._predicted += len(inputs)
+        for one, prediction in zip(inputs, predictions, strict=True):
+            one.request.settle(one, prediction)
 
     def _take(self, model: TaskModel) -> "_Input | None":
         with self._changed:
