@@ -21,6 +21,7 @@ from app.domain.errors import DomainError, LeaseLost, StorageFull, Unavailable
 from app.domain.job_spec import JobSpec
 from app.domain.job_state import TERMINAL
 from app.domain.methods import METHODS
+from app.domain.tasks import TASKS
 from app.resources import Resources
 from worker.lease import DeadlineFile, Lease
 from worker.recorder import Recorder
@@ -168,7 +169,8 @@ class Supervisor:
             "op": "train",
             "epoch": lease.epoch,
             "spec": msgspec.to_builtins(spec),
-            "implementation": METHODS[spec.method].implementation,
+            "implementation": TASKS[spec.task].implementation
+            or METHODS[spec.method].implementation,
             "base": {
                 "id": base.id,
                 "directory": str(base.directory),

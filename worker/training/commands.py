@@ -15,7 +15,7 @@ class Train(msgspec.Struct, frozen=True, tag="train", tag_field="op"):
 
     Attributes:
         epoch: of the lease; every message of the run carries it.
-        implementation: dotted path of the training method.
+        implementation: dotted path of the task, or of the training method of text generation.
         checkpoint_prefix: storage prefix of this attempt's checkpoints.
         resume_from: storage prefix of the checkpoint to go on from.
         deadline_file: holds the moment past which no step may be taken.
