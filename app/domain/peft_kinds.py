@@ -168,23 +168,23 @@ PEFT_KINDS.add(
         "Low-rank updates whose rank moves to where it is needed.",
         AdaLoraOptions,
         "AdaLoraConfig",
-        1.0,
+        5.0,
         "mixed",
     ),
 )
 PEFT_KINDS.add(
-    "ia3", PeftKind("Learnt factors on activations.", IA3Options, "IA3Config", 1.0, "alone")
+    "ia3", PeftKind("Learnt factors on activations.", IA3Options, "IA3Config", 10.0, "alone")
 )
 PEFT_KINDS.add(
     "loha",
-    PeftKind("Hadamard products of low-rank matrices.", LoHaOptions, "LoHaConfig", 1.0, "alone"),
+    PeftKind("Hadamard products of low-rank matrices.", LoHaOptions, "LoHaConfig", 3.0, "alone"),
 )
 PEFT_KINDS.add(
     "lokr",
-    PeftKind("Kronecker products of low-rank matrices.", LoKrOptions, "LoKrConfig", 1.0, "alone"),
+    PeftKind("Kronecker products of low-rank matrices.", LoKrOptions, "LoKrConfig", 5.0, "alone"),
 )
 PEFT_KINDS.add(
-    "oft", PeftKind("Orthogonal rotations of weights.", OFTOptions, "OFTConfig", 1.0, "alone")
+    "oft", PeftKind("Orthogonal rotations of weights.", OFTOptions, "OFTConfig", 2.0, "alone")
 )
 PEFT_KINDS.add(
     "vera",
@@ -192,7 +192,7 @@ PEFT_KINDS.add(
         "Learnt scales of random matrices that all layers share.",
         VeraOptions,
         "VeraConfig",
-        1.0,
+        10.0,
         "mixed",
     ),
 )
@@ -202,7 +202,7 @@ PEFT_KINDS.add(
         "Learnt embeddings before the input.",
         PromptTuningOptions,
         "PromptTuningConfig",
-        1.0,
+        30.0,
         "mixed",
         is_prompt=True,
         merges=False,
@@ -214,7 +214,7 @@ PEFT_KINDS.add(
         "Learnt embeddings before the input, which a small encoder makes.",
         PTuningOptions,
         "PromptEncoderConfig",
-        1.0,
+        3.0,
         "mixed",
         is_prompt=True,
         merges=False,
@@ -226,12 +226,12 @@ PEFT_KINDS.add(
         "Learnt keys and values before the input, in every layer.",
         PrefixTuningOptions,
         "PrefixTuningConfig",
-        1.0,
+        10.0,
         "mixed",
         is_prompt=True,
         merges=False,
     ),
 )
 PEFT_KINDS.add(
-    FULL, PeftKind("Every weight is trained.", FullOptions, None, 1.0, "alone", merges=False)
+    FULL, PeftKind("Every weight is trained.", FullOptions, None, 0.1, "alone", merges=False)
 )
