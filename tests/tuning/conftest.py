@@ -13,11 +13,20 @@ from torch import Tensor, nn
 from app.domain.job_spec import AdapterSpec
 from app.domain.peft_kinds import PEFT_KINDS
 from tests.tasks.conftest import find_model, minilm, run_task
-from tests.training.conftest import base, bases, tiny_base, tiny_trunk
+from tests.training.conftest import base, bases, run_attempt, tiny_base, tiny_trunk
 from worker.training.parameter_optimizer import ParameterOptimizer
 from worker.tuning import Tuning
 
-__all__ = ["base", "bases", "find_model", "minilm", "run_task", "tiny_base", "tiny_trunk"]
+__all__ = [
+    "base",
+    "bases",
+    "find_model",
+    "minilm",
+    "run_attempt",
+    "run_task",
+    "tiny_base",
+    "tiny_trunk",
+]
 
 
 @dataclass(frozen=True)

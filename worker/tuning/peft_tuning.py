@@ -21,6 +21,7 @@ from worker.tuning.peft_config import Surroundings, peft_config
 from worker.tuning.prompted import PromptedModel
 
 EXTRA = "extra"
+_PROMPT = "prompt_embeddings"
 
 
 class PeftTuning:
@@ -110,8 +111,10 @@ class PeftTuning:
             msgspec.DecodeError,
         ) as error:
             raise InvalidInput("the model to start from does not fit its base model") from error
-        if found.unexpected_keys:
-            raise InvalidInput(f"the model to start from holds {found.unexpected_keys[0]}")
+        # `peft` has put a prompt where it belongs and yet knows no module of that name.
+        unknown = [key for key in found.unexpected_keys if not (self.is_prompt and key == _PROMPT)]
+        if unknown:
+            raise InvalidInput(f"the model to start from holds {unknown[0]}")
         self._extra.weights_replaced()
 
     def state_tensors(self) -> Mapping[str, Mapping[str, Tensor]]:
