@@ -128,10 +128,14 @@ def predicted_by(task: Any, model: nn.Module) -> list[str]:
     return found
 
 
-def test_answers_are_those_of_the_pipeline(whisper: Any) -> None:
-    found = answered(whisper, FIRST["audio"])
+@pytest.mark.parametrize("model", ["whisper", "tiny"])
+def test_answers_are_those_of_the_pipeline(model: str, request: pytest.FixtureRequest) -> None:
+    """Greedy ones: it would follow five beams by default. The tiny model differs at each turn."""
+    task = request.getfixturevalue(model)
 
-    assert found == pipeline_of(whisper)(samples_of(FIRST), generate_kwargs={"num_beams": 1})
+    found = answered(task, FIRST["audio"])
+
+    assert found == pipeline_of(task)(samples_of(FIRST), generate_kwargs={"num_beams": 1})
     assert found["text"].strip()
 
 
@@ -212,16 +216,18 @@ def test_a_long_transcript_is_cut_and_has_no_end(tiny: Any) -> None:
 
 
 class Counting(nn.Module):
-    """A model that remembers how many tokens it was let generate."""
+    """A model that remembers what it was asked for, and how many tokens it generated."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.num_tokens = 0
+        self.options: dict[str, Any] = {}
 
     def generate(self, **options: Any) -> Any:
         found = self.model.generate(**options)
         self.num_tokens = found.shape[1]
+        self.options = options
         return found
 
 
@@ -236,6 +242,17 @@ def test_judging_is_bounded_by_the_transcript(tiny: Any) -> None:
 
     assert asked == LONGEST - 4
     assert counting.num_tokens == 2 * 6 + 8
+
+
+def test_a_model_that_is_set_to_translate_transcribes(make_tiny: MakeTiny) -> None:
+    task = make_task(TASK, make_tiny(task="translate", language="de"), [FIRST])
+    counting = Counting(task.model)
+    (example,) = encoded(task, [FIRST])
+
+    task.predict(counting, task.collate([example]))
+
+    assert counting.options["task"] == "transcribe"
+    assert task.tokenizer.decode(example.target[:2]) == "<|de|><|transcribe|>"
 
 
 def test_costs_what_the_encoder_sees(tiny: Any) -> None:
