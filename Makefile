@@ -11,7 +11,7 @@ PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 SOURCES := app worker migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format openapi chaos bench-training clean
+.PHONY: help demo serve test check format openapi acceptance chaos bench-training clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ format: $(VENV)/.dev ## Format the code and mend what the linter can
 
 openapi: $(VENV)/.dev ## Write openapi.json anew
 	$(BIN)/tunesmith openapi > openapi.json
+
+acceptance: $(VENV)/.dev ## Train and ask every task at full size, and print the table of docs/tasks.md (an hour)
+	@$(BIN)/python -m tests.acceptance.table $(ACCEPTANCE)
 
 chaos: $(VENV)/.dev ## Kill, freeze and starve the real service, and check that nothing is lost (40 minutes)
 	@$(BIN)/python -m pytest -q -m slow tests/integration/test_lease_machine.py

@@ -46,6 +46,7 @@ TASKS.add(
         record_kinds={
             "supervised": frozenset({"chat", "completion"}),
             "dpo": frozenset({"preference", "feedback"}),
+            "reinforcement": frozenset({"reinforcement"}),
             "continued_pretraining": frozenset({"text"}),
         },
         implementation=None,
@@ -97,6 +98,8 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"labelled_image"})},
         implementation="worker.tasks.image_classification:ImageClassification",
         main_metric="loss",
+        has_classes=True,
+        has_text=False,
     ),
 )
 TASKS.add(
@@ -106,6 +109,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"transcribed_audio"})},
         implementation="worker.tasks.automatic_speech_recognition:AutomaticSpeechRecognition",
         main_metric="wer",
+        has_text=False,
     ),
 )
 TASKS.add(

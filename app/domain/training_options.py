@@ -6,6 +6,8 @@ from typing import Any
 from app.domain.errors import InvalidInput
 from app.domain.tasks import TASKS, TEXT_GENERATION
 
+FEATURE_EXTRACTION = "feature-extraction"
+
 
 def check_training_options(task: str, options: Mapping[str, Any], *, is_continued: bool) -> None:
     """Refuse what could not take effect.
@@ -23,6 +25,8 @@ def check_training_options(task: str, options: Mapping[str, Any], *, is_continue
         raise _refused("adversarial", f"it is for tasks that judge a text, which {task} does not")
     if options.get("neftune_noise_alpha") and not TASKS[task].has_text:
         raise _refused("neftune_noise_alpha", f"the input of {task} is no text")
+    if options.get("label_smoothing") and task == FEATURE_EXTRACTION:
+        raise _refused("label_smoothing", f"the task {task} has no labels")
     for name in ("anchor", "replay"):
         if options.get(name) is not None and not is_continued:
             raise _refused(

@@ -67,7 +67,10 @@ def create_job(
 
 
 def wait_until_ended(
-    client: OpenAI, job: FineTuningJob, note: Callable[[FineTuningJob], None] | None = None
+    client: OpenAI,
+    job: FineTuningJob,
+    note: Callable[[FineTuningJob], None] | None = None,
+    within_seconds: float = JOB_SECONDS,
 ) -> FineTuningJob:
     """Wait until a job is succeeded, failed or cancelled; show each state of it to `note`."""
 
@@ -77,7 +80,7 @@ def wait_until_ended(
             note(seen)
         return seen if seen.status in ("succeeded", "failed", "cancelled") else None
 
-    ended = eventually(look, what=f"{job.id} has ended", within_seconds=JOB_SECONDS)
+    ended = eventually(look, what=f"{job.id} has ended", within_seconds=within_seconds)
     assert ended is not None
     return ended
 

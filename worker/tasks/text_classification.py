@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from app.domain.datasets import LabelledTextRecord, Record
 from app.domain.errors import InvalidInput
-from app.domain.job_spec import JobSpec
+from app.domain.job_spec import Hyperparameters, JobSpec
 from worker.evaluation import regression
 from worker.evaluation.classification import score_multi_label, score_single_label
 from worker.evaluation.measure import Scored
@@ -39,6 +39,15 @@ class ClassificationParameters(msgspec.Struct, forbid_unknown_fields=True, froze
     top_k: int | None = 1
 
 
+def _refuse_classes(chosen: Hyperparameters) -> None:
+    for name in ("class_weights", "label_smoothing"):
+        if getattr(chosen, name):
+            raise InvalidInput(
+                f"{name} is for classes; the labels of this file are numbers to be predicted",
+                param=f"tunesmith.training.{name}",
+            )
+
+
 class TextClassification:
     """See `tasks.Task`. The outline says which of the three problems it is, and the labels."""
 
@@ -50,6 +59,8 @@ class TextClassification:
     ) -> None:
         self.problem: Problem = outline["problem"]
         self.labels: Sequence[str] = outline["labels"]
+        if spec is not None and self.problem == "regression":
+            _refuse_classes(spec.hyperparameters)
         self.tokenizer = load_tokenizer(directory)
         names = self.labels or ["score"]
         self.model, self.head_modules = load_with_head(
@@ -126,13 +137,16 @@ class TextClassification:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """Return the probabilities of all classes, or the number."""
+        scores = self.scores(model, batch)
+        found: list[Any] = (scores.squeeze(1) if self.problem == "regression" else scores).tolist()
+        return found
+
+    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return [examples, classes] float32, the probabilities; [examples, 1] of numbers."""
         logits = self._logits(model, batch)
         if self.problem == "regression":
-            numbers: list[float] = logits.squeeze(1).tolist()
-            return numbers
-        is_single = self.problem == "single_label"
-        found: list[Any] = (logits.softmax(dim=1) if is_single else logits.sigmoid()).tolist()
-        return found
+            return logits
+        return logits.softmax(dim=1) if self.problem == "single_label" else logits.sigmoid()
 
     def answer(self, example: Example, prediction: Any, parameters: Mapping[str, Any]) -> Any:
         chosen = checked(ClassificationParameters, parameters)
