@@ -103,7 +103,6 @@ def prepare(
         file = _dataset(connection, principal, request.validation_file, "validation_file")
         _check_records(task, request.method, file, "validation_file")
         files_by_field["validation_file"] = file
-    _check_method(request, model, files_by_field)
     check_training_options(task, request.training, is_continued=model.adapter is not None)
     if (replay := request.training.get("replay")) is not None:
         param = "tunesmith.training.replay.file"
@@ -117,6 +116,7 @@ def prepare(
         start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
         adapter = _adapter_of_parent(connection, request, model.adapter.job_id)
     check_combination(task, request.method, AdapterSpec.of_wire(adapter))
+    _check_method(request, model, AdapterSpec.of_wire(adapter), files_by_field)
     job_id = new_id("ftjob-")
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
     return NewJob(
@@ -253,13 +253,15 @@ def _check_records(task: str, method: str, file: File, param: str) -> None:
         )
 
 
-def _check_method(request: JobRequest, model: Model, files_by_field: Mapping[str, File]) -> None:
+def _check_method(
+    request: JobRequest, model: Model, adapter: AdapterSpec, files_by_field: Mapping[str, File]
+) -> None:
     """Refuse settings of the method that do not go with the rest of the job."""
     settings = METHODS[request.method].settings.model_validate(
         {**request.method_settings, "hyperparameters": request.hyperparameters}
     )
     kinds = {field: file.record_kind or "" for field, file in files_by_field.items()}
-    circumstances = Circumstances(kinds, model.base.id, request.training)
+    circumstances = Circumstances(kinds, model.base.id, adapter, request.training)
     settings.check(circumstances, f"method.{request.method}")
 
 

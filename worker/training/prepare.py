@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.methods import METHODS
 from app.domain.registry import resolve
 from app.domain.tasks import TEXT_GENERATION
 from app.storage.port import Storage
@@ -10,7 +11,6 @@ from worker.training.bases import WarmBases
 from worker.training.checkpoints import SavedLearner, read_checkpoint, restore
 from worker.training.commands import Train
 from worker.training.learner import Learner
-from worker.training.prepare_packed import make_packed_learner
 
 # By name, since `peft` and the metrics take seconds to import, which most trainers never need.
 _TASK_LEARNER = "worker.training.prepare_task:make_task_learner"
@@ -52,7 +52,7 @@ def prepare(command: Train, bases: WarmBases, storage: Storage, token_budget: in
     # A damaged checkpoint is found before anything slow is done.
     saved = _read_saved(command, storage)
     is_packed = command.spec.task == TEXT_GENERATION
-    make = make_packed_learner if is_packed else resolve(_TASK_LEARNER)
+    make = resolve(METHODS[command.spec.method].learner if is_packed else _TASK_LEARNER)
     learner, base_load_seconds = make(command, bases, storage, token_budget)
     if saved is not None:
         restore(learner, saved)

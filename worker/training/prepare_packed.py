@@ -69,7 +69,7 @@ def make_packed_learner(
             tuned.trunk, tuned.session, tuned.weights, heldout, token_budget, origin.write
         )
         return learner, base_load_seconds
-    start = _start(storage, spec)
+    start = load_start(storage, spec)
     adapter = starting_adapter(trunk, spec, start)
     # Where the run starts from another adapter, that is what a method compares with.
     reference = start if method.needs_reference else None
@@ -95,7 +95,8 @@ def _own(command: Train, bases: WarmBases) -> tuple[WarmBase, float]:
     return base, time.perf_counter() - started
 
 
-def _start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:
+def load_start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:
+    """Return the adapter that a run starts from; None where it starts from the base model."""
     if spec.start_from is None:
         return None
     return load_adapter(locate_start(storage, spec.start_from.storage_prefix))

@@ -87,9 +87,14 @@ class EncodedDataset:
 
 
 class DatasetBuilder:
-    """Collects encoded records into a dataset."""
+    """Collects encoded records into a dataset.
 
-    def __init__(self) -> None:
+    Args:
+        is_learnt: leave out what has no token that carries loss; prompts alone have none.
+    """
+
+    def __init__(self, *, is_learnt: bool = True) -> None:
+        self._is_learnt = is_learnt
         self._token_ids, self._loss_weights = array("i"), array("B")
         self._offsets, self._starts = array("q", [0]), array("q", [0])
         self._scores, self._lines = array("d"), array("q")
@@ -100,7 +105,8 @@ class DatasetBuilder:
         """Add the sequences of the record on a line."""
         if any(one.truncated for one in sequences):
             self._truncated.append(line)
-        if not sequences or any(one.trainable_tokens == 0 for one in sequences):
+        is_void = self._is_learnt and any(one.trainable_tokens == 0 for one in sequences)
+        if not sequences or is_void:
             self._untrainable.append(line)
             return
         for one in sequences:
@@ -115,7 +121,8 @@ class DatasetBuilder:
     def build(self, param: str) -> EncodedDataset:
         """Return the dataset. Raises: TrainingFailed, if there is nothing to learn."""
         if not self._lines:
-            raise _invalid(_nothing_to_learn(self._untrainable, self._truncated), param)
+            told = _nothing_to_learn if self._is_learnt else _nothing_to_answer
+            raise _invalid(told(self._untrainable, self._truncated), param)
         return EncodedDataset(
             token_ids=torch.frombuffer(self._token_ids, dtype=torch.int32),
             loss_weights=torch.frombuffer(self._loss_weights, dtype=torch.uint8),
@@ -130,7 +137,11 @@ class DatasetBuilder:
 
 
 def encode_dataset(
-    stream: BinaryIO, encode: Callable[[Record], Sequence[EncodedRecord]], param: str
+    stream: BinaryIO,
+    encode: Callable[[Record], Sequence[EncodedRecord]],
+    param: str,
+    *,
+    is_learnt: bool = True,
 ) -> EncodedDataset:
     """Read and encode a dataset.
 
@@ -138,11 +149,12 @@ def encode_dataset(
         stream: a dataset in any format.
         encode: a method's encoding of one record.
         param: what the dataset is called in messages: `training_file`.
+        is_learnt: see `DatasetBuilder`.
 
     Raises:
         TrainingFailed: a record cannot be encoded, or none has a token that carries loss.
     """
-    builder = DatasetBuilder()
+    builder = DatasetBuilder(is_learnt=is_learnt)
     line = 0
     try:
         for line, record in read_records(stream):
@@ -154,10 +166,17 @@ def encode_dataset(
 
 
 def _nothing_to_learn(untrainable: "array[int]", truncated: "array[int]") -> str:
-    lines = ", ".join(str(line) for line in untrainable[:LINES_TOLD])
-    more = ", …" if len(untrainable) > LINES_TOLD else ""
     why = " after the records were cut to the maximal length" if truncated else ""
-    return f"no record has a token to learn{why} (lines {lines}{more})"
+    return f"no record has a token to learn{why} (lines {_first(untrainable)})"
+
+
+def _nothing_to_answer(untrainable: "array[int]", truncated: "array[int]") -> str:
+    return f"no prompt leaves room for an answer (lines {_first(untrainable)})"
+
+
+def _first(lines: "array[int]") -> str:
+    more = ", …" if len(lines) > LINES_TOLD else ""
+    return ", ".join(str(line) for line in lines[:LINES_TOLD]) + more
 
 
 def _tally(lines: "array[int]") -> LineTally:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.domain.errors import TrainingFailed
+from app.domain.methods import METHODS
 from app.domain.registry import resolve
 from app.domain.tasks import TASKS
 from app.storage.port import Storage, open_storage
@@ -139,7 +140,9 @@ class _Run:
 
     def _is_validation_due(self) -> bool:
         learner = self._learner
-        is_boundary = learner.step % learner.steps_per_epoch == 0
+        position = learner.step % learner.steps_per_epoch
+        interval = self._command.spec.method_options.get("eval_interval")
+        is_boundary = position == 0 or (interval is not None and position % interval == 0)
         is_measured = learner.log.has_validation(learner.step)
         return learner.has_heldout and is_boundary and not is_measured
 
@@ -198,13 +201,18 @@ class _Run:
         stopping = self._command.spec.hyperparameters.early_stopping
         if stopping is None or not self._is_epoch_end:
             return False
-        history = self._learner.log.history(self._metric)
+        history = [
+            (step, value)
+            for step, value in self._learner.log.history(self._metric)
+            if step % self._learner.steps_per_epoch == 0
+        ]
         return epochs_since_best(self._metric, history, stopping.min_delta) >= stopping.patience
 
     @property
     def _metric(self) -> str:
         spec = self._command.spec
-        return spec.evaluation.best_metric or TASKS[spec.task].main_metric
+        of_method = METHODS[spec.method].main_metric
+        return spec.evaluation.best_metric or of_method or TASKS[spec.task].main_metric
 
     def _finish(self) -> bool:
         """Publish the result with its report; or end, if a command came in between."""

@@ -59,6 +59,7 @@ class Session:
         step: optimizer steps taken.
         trained_tokens: tokens of all records seen so far, prompts included.
         log: what was measured.
+        batch_metrics: of the next batch, what making it has shown.
         generator: source of its dropout.
         reference: name of the adapter on the trunk that is the model which the run started from;
             None: that is the base model.
@@ -87,6 +88,7 @@ class Session:
         self.step = 0
         self.trained_tokens = 0
         self.log = MetricsLog()
+        self.batch_metrics: Mapping[str, float] = {}
         self.reference = reference
         self._hyperparameters = spec.hyperparameters
         self._seed = spec.seed
@@ -119,13 +121,18 @@ class Session:
 
     def next_batch(self, token_budget: int) -> list[MicroBatch]:
         """Return the micro-batches of the next step; they depend on nothing but the session."""
+        return list(
+            RecordBatch(self.dataset, self.next_records(), token_budget, self.method.needs_prompts)
+        )
+
+    def next_records(self) -> list[int]:
+        """Return the records of the next step."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(len(self._records), self._seed, epoch)
         size = self._hyperparameters.batch_size
         places = self._order[1][position * size : (position + 1) * size]
-        records = [self._records[place] for place in places]
-        return list(RecordBatch(self.dataset, records, token_budget, self.method.needs_prompts))
+        return [self._records[place] for place in places]
 
     def update(self, found: BatchLoss) -> float:
         """Finish a step whose gradients are accumulated; return the norm they had.

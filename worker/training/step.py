@@ -50,8 +50,8 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
             start += part.num_tokens
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     return [
-        _batch_loss(found, sum(part.num_tokens for part in batch))
-        for found, batch in zip(sums, batches, strict=True)
+        _batch_loss(found, session.batch_metrics, sum(part.num_tokens for part in batch))
+        for found, session, batch in zip(sums, sessions, batches, strict=True)
     ]
 
 
@@ -114,9 +114,11 @@ def as_floats(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(sums, values, strict=True))
 
 
-def _batch_loss(sums: Mapping[str, Tensor], num_tokens: int) -> BatchLoss:
+def _batch_loss(
+    sums: Mapping[str, Tensor], more: Mapping[str, float], num_tokens: int
+) -> BatchLoss:
     metrics = as_floats(sums)
-    return BatchLoss(metrics.pop("loss"), metrics, num_tokens)
+    return BatchLoss(metrics.pop("loss"), {**more, **metrics}, num_tokens)
 
 
 def _passes(

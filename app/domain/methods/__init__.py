@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.domain.methods.continued_pretraining import ContinuedPretrainingMethodSettings
 from app.domain.methods.dpo import DpoMethodSettings
+from app.domain.methods.reinforcement import ReinforcementMethodSettings
 from app.domain.methods.settings import (
     Auto,
     Circumstances,
@@ -37,11 +38,16 @@ class TrainingMethod:
         settings: the wire model of its settings, with the field `hyperparameters`.
         implementation: dotted path of the class that computes it for text generation, importable
             in the worker only; other tasks have their own classes.
+        learner: dotted path of what makes a run of it out of a command, for text generation.
+        main_metric: by which the best checkpoint is chosen unless another is named; None: by
+            that of the task.
     """
 
     summary: str
     settings: type[MethodSettings]
     implementation: str
+    learner: str = "worker.training.prepare_packed:make_packed_learner"
+    main_metric: str | None = None
 
     @property
     def hyperparameters(self) -> type[Hyperparameters]:
@@ -75,5 +81,15 @@ METHODS.add(
         summary="Learn which of two answers is preferred.",
         settings=DpoMethodSettings,
         implementation="worker.training.methods.dpo:Dpo",
+    ),
+)
+METHODS.add(
+    "reinforcement",
+    TrainingMethod(
+        summary="Learn from a grader's rewards for answers that the model samples itself.",
+        settings=ReinforcementMethodSettings,
+        implementation="worker.training.methods.reinforcement:Reinforcement",
+        learner="worker.training.reinforcement.prepare:make_reinforcement_learner",
+        main_metric="reward",
     ),
 )

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from app.domain.job_spec import AdapterSpec
+
 # As an `enum` of one: generators of clients stumble over a `const` beside a number.
 Auto = Annotated[Literal["auto"], WithJsonSchema({"type": "string", "enum": ["auto"]})]
 
@@ -52,11 +54,13 @@ class Circumstances:
     Attributes:
         record_kinds: of each of its files, by the field that names the file.
         base_model: id in the operator's catalogue.
+        adapter: what is trained of the model.
         training: fields of `tunesmith.training`.
     """
 
     record_kinds: Mapping[str, str]
     base_model: str
+    adapter: AdapterSpec
     training: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -76,10 +76,12 @@ def session(tiny_trunk: Trunk, policy: LoraAdapter) -> Any:
     return make
 
 
-def peft_model(base: BaseModelRef, adapter: LoraAdapter | None, directory: Path) -> Any:
+def peft_model(
+    base: BaseModelRef, adapter: LoraAdapter | None, directory: Path, temperature: float = 1.0
+) -> Any:
     """Return the base model with an adapter as TRL's trainers want it."""
     model: Any = LlamaForCausalLM.from_pretrained(base.directory, dtype=torch.float32)
-    add_fused_lm_head(model, temperature=1.0, outputs=FUSED_OUTPUTS)
+    add_fused_lm_head(model, temperature=temperature, outputs=FUSED_OUTPUTS)
     if adapter is None:
         return model.train(False)
     directory.mkdir()

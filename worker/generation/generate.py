@@ -1,0 +1,80 @@
+"""Generating many sequences to their ends, in the thread that asks for them."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.generation.request import FinishReason, GenerationFailed, GenerationRequest
+from worker.generation.sequence import SequenceState
+from worker.generation.step import plan_step, run_step
+from worker.generation.vocabulary import Vocabulary
+from worker.trunk.trunk import Trunk
+
+MAX_RUNNING = 64
+PREFILL_TOKENS_PER_STEP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One whole answer.
+
+    Attributes:
+        token_ids: all that were sampled, the one that ends the answer included.
+        text: whole characters, without special tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+@torch.no_grad()
+def generate(
+    trunk: Trunk,
+    vocabulary: Vocabulary,
+    requests: Sequence[GenerationRequest],
+    *,
+    before_step: Callable[[], None] = lambda: None,
+    max_running: int = MAX_RUNNING,
+) -> list[Generated]:
+    """Return an answer to each request, in the same order.
+
+    The steps are those of the engine: sequences share them, and one that ends makes room for the
+    next. The same requests give the same answers, where each has a seed.
+
+    Args:
+        trunk: with the adapters attached that requests name.
+        before_step: called before each step; may raise to end it all.
+        max_running: sequences that share a step at most.
+
+    Raises:
+        GenerationFailed: a sequence could not be generated.
+    """
+    texts: list[list[str]] = [[] for _ in requests]
+    reasons: dict[int, FinishReason] = {}
+    # A sequence's owner is its place among the requests.
+    sequences = [
+        SequenceState(request, place, place, trunk.new_cache(), vocabulary)
+        for place, request in enumerate(requests)
+    ]
+    waiting, running = deque(sequences), list[SequenceState[int]]()
+    while waiting or running:
+        before_step()
+        while waiting and len(running) < max_running:
+            running.append(waiting.popleft())
+        for share, piece in run_step(trunk, plan_step(running, PREFILL_TOKENS_PER_STEP)):
+            if piece is None:
+                continue
+            if isinstance(piece, GenerationFailed):
+                raise piece
+            place = share.sequence.owner
+            texts[place].append(piece.text)
+            if piece.finish_reason is not None:
+                reasons[place] = piece.finish_reason
+        running = [one for one in running if one.owner not in reasons]
+    return [
+        Generated(tuple(one.sampled_ids), "".join(texts[place]), reasons[place])
+        for place, one in enumerate(sequences)
+    ]

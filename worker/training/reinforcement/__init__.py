@@ -1,0 +1,1 @@
+"""Runs that learn from rewards: prompts, the answers sampled to them, and their grades."""
