@@ -1,16 +1,19 @@
 """Which routes answer for which task; the API decides by it early, the built-in engine again."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from app.domain.errors import InvalidInput
 from app.domain.tasks import TEXT_GENERATION
 
 FEATURE_EXTRACTION = "feature-extraction"
+TEXT_CLASSIFICATION = "text-classification"
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 PREDICTIONS = "/v1/predictions"
 EMBEDDINGS = "/v1/embeddings"
+EXPLANATIONS: Final = "/v1/explanations"
 
 # What a base model can answer as it is. For any other task its head has yet to be trained.
 TASKS_OF_BASE_MODELS = (TEXT_GENERATION, FEATURE_EXTRACTION)
@@ -22,11 +25,15 @@ def routes_of(task: str) -> tuple[str, ...]:
         return (CHAT, COMPLETIONS)
     if task == FEATURE_EXTRACTION:
         return (EMBEDDINGS, PREDICTIONS)
+    if task == TEXT_CLASSIFICATION:
+        return (PREDICTIONS, EXPLANATIONS)
     return (PREDICTIONS,)
 
 
 def refuse_other_route(model: str, task: str, route: str) -> None:
     """Refuse a route that does not answer with models of a task. Raises: InvalidInput."""
+    if route == EXPLANATIONS and task != TEXT_CLASSIFICATION:
+        raise _unexplained(model, f"is a model for {task}")
     if route not in routes_of(task):
         raise _other_route(model, f"is a model for {task}", routes_of(task))
 
@@ -43,12 +50,23 @@ def refuse_route_of_base(model: str, offered: Sequence[str], route: str) -> None
     routes = [one for task in offered if task in TASKS_OF_BASE_MODELS for one in routes_of(task)]
     if route in routes:
         return
+    if route == EXPLANATIONS:
+        raise _unexplained(model, "is a base model")
     if routes:
         raise _other_route(model, "is a base model", routes)
     raise InvalidInput(
         f"The model {model!r} answers only once it was fine-tuned, for {' or '.join(offered)}.",
         param="model",
         code="fine_tuning_required",
+    )
+
+
+def _unexplained(model: str, what: str) -> InvalidInput:
+    return InvalidInput(
+        f"The model {model!r} {what}: explained is what tokens add to the score of a label, which "
+        f"only models fine-tuned for {TEXT_CLASSIFICATION} give.",
+        param="model",
+        code="wrong_route",
     )
 
 

@@ -39,7 +39,8 @@ def open_vllm(settings: Settings) -> "OpenAIHTTPEngine":
         loaded_already="already been loaded",
         missing={
             "/v1/predictions": "Predictions need the built-in engine (ENGINE_KIND=builtin): a vLLM "
-            "server cannot load adapters with a head."
+            "server cannot load adapters with a head.",
+            "/v1/explanations": "Explanations need the built-in engine (ENGINE_KIND=builtin).",
         },
     )
 

@@ -8,7 +8,13 @@ from typing import Any, Literal, Protocol
 from app.domain.registry import Registry, resolve
 from app.settings import Settings
 
-Route = Literal["/v1/chat/completions", "/v1/completions", "/v1/predictions", "/v1/embeddings"]
+Route = Literal[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/predictions",
+    "/v1/embeddings",
+    "/v1/explanations",
+]
 
 
 @dataclass(frozen=True, slots=True)

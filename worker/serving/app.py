@@ -7,6 +7,7 @@
 | `POST /v1/chat/completions` | OpenAI's, whole or as server-sent events |
 | `POST /v1/completions` | OpenAI's, whole or as server-sent events |
 | `POST /v1/predictions` | by models of tasks beside text generation |
+| `POST /v1/explanations` | what tokens add to the scores of text classification |
 | `POST /v1/embeddings` | OpenAI's, by models of feature extraction and base encoders |
 | `POST /v1/load_lora_adapter` | puts an adapter into service, or any other tuned model |
 | `POST /v1/unload_lora_adapter` | takes it out of service |
@@ -39,6 +40,7 @@ from worker.serving.errors import (
     answer_unexpected_error,
     envelope,
 )
+from worker.serving.explanations import explain
 from worker.serving.predictions import embed, predict
 from worker.serving.responses import (
     END_OF_EVENTS,
@@ -92,6 +94,7 @@ def create_app(
             Route("/v1/completions", _completions, methods=["POST"]),
             Route("/v1/predictions", _predictions, methods=["POST"]),
             Route("/v1/embeddings", _embeddings, methods=["POST"]),
+            Route("/v1/explanations", _explanations, methods=["POST"]),
             Route("/v1/load_lora_adapter", _load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", _unload_adapter, methods=["POST"]),
             Route("/v1/engine/stats", _stats),
@@ -151,6 +154,11 @@ async def _predictions(request: Request) -> Response:
 async def _embeddings(request: Request) -> Response:
     body = await _body(request)
     return json_response(await unless_disconnected(request, embed(_engine(request), body)))
+
+
+async def _explanations(request: Request) -> Response:
+    body = await _body(request)
+    return json_response(await unless_disconnected(request, explain(_engine(request), body)))
 
 
 async def _answer(

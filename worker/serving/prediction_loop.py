@@ -44,12 +44,15 @@ class Asked:
         answer: turns an example and what is predicted for it into what the caller gets; may
             raise InvalidInput.
         name_of: the field of the request that holds an input, by its number.
+        alone: computes, with gradients, what is told of an input, from it and its example, in a
+            pass of its own; None is what the task predicts.
     """
 
     model: TaskModel
     inputs: Sequence[Any]
     answer: Callable[[Example, Any], Any]
     name_of: Callable[[int], str]
+    alone: Callable[[Any, Example], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class PredictionLoop:
     """
 
     def __init__(self, budget: int, max_queued: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._max_queued = max_queued
         # Guards what several threads use, and wakes the loop's own when there is work.
         self._changed = threading.Condition()
@@ -171,15 +174,18 @@ class PredictionLoop:
             if example is None:
                 continue
             longest = max(longest, example.cost)
-            if together and longest * (len(together) + 1) > self._budget:
+            is_alone = one.request.asked.alone is not None
+            if together and (is_alone or longest * (len(together) + 1) > self.budget):
                 self._put_back(model, one)
                 break
             together.append(one)
+            if is_alone:
+                break
         return together
 
     def _compute(self, model: TaskModel, inputs: "Sequence[_Input]") -> None:
         try:
-            predictions = _predict(model, [one.encoded for one in inputs])
+            predictions = _computed(model, inputs)
         except Exception as error:
             # Whose input it was is found by asking for each request by itself.
             by_request: dict[_Request, list[_Input]] = {}
@@ -229,6 +235,14 @@ class PredictionLoop:
             self._waiting.clear()
         for request in left:
             request.fail(EngineUnavailable())
+
+
+def _computed(model: TaskModel, inputs: "Sequence[_Input]") -> list[Any]:
+    first = inputs[0]
+    if first.request.asked.alone is None:
+        return _predict(model, [one.encoded for one in inputs])
+    with torch.inference_mode(False), torch.enable_grad():
+        return [first.request.asked.alone(first.value, first.encoded)]
 
 
 def _predict(model: TaskModel, examples: Sequence[Example]) -> list[Any]:
