@@ -65,6 +65,22 @@ def test_a_seed_decides_an_answer(
     assert len({one.token_ids for one in first}) == 3
 
 
+def test_a_prompt_that_is_asked_twice_is_read_once(
+    trunk: Trunk, vocabulary: Vocabulary, requests: list[GenerationRequest]
+) -> None:
+    steps: list[int] = []
+
+    def before_step() -> None:
+        steps.append(len(steps))
+
+    alone = generate(trunk, vocabulary, requests)
+    twice = generate(trunk, vocabulary, [*requests, *requests], before_step=before_step)
+
+    assert twice == [*alone, *alone]
+    # One step for the prompts, and then one for each token.
+    assert len(steps) == 1 + 10
+
+
 def test_an_adapter_answers_for_itself(
     trunk: Trunk, vocabulary: Vocabulary, requests: list[GenerationRequest]
 ) -> None:

@@ -1,6 +1,6 @@
 """Generating many sequences to their ends, in the thread that asks for them."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ from worker.generation.request import FinishReason, GenerationFailed, Generation
 from worker.generation.sequence import SequenceState
 from worker.generation.step import plan_step, run_step
 from worker.generation.vocabulary import Vocabulary
+from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.cache import SequenceCache
 from worker.trunk.trunk import Trunk
 
 MAX_RUNNING = 64
@@ -42,7 +44,8 @@ def generate(
     """Return an answer to each request, in the same order.
 
     The steps are those of the engine: sequences share them, and one that ends makes room for the
-    next. The same requests give the same answers, where each has a seed.
+    next. A prompt that is asked more than once is read once. The same requests give the same
+    answers, where each has a seed.
 
     Args:
         trunk: with the adapters attached that requests name.
@@ -55,10 +58,12 @@ def generate(
     texts: list[list[str]] = [[] for _ in requests]
     reasons: dict[int, FinishReason] = {}
     # A sequence's owner is its place among the requests.
-    sequences = [
-        SequenceState(request, place, place, trunk.new_cache(), vocabulary)
-        for place, request in enumerate(requests)
-    ]
+    sequences: list[SequenceState[int]] = []
+    shared = _shared_prompts(trunk, requests, before_step)
+    for place, request in enumerate(requests):
+        prompt = shared.get((request.adapter, request.prompt_ids))
+        cache = trunk.new_cache() if prompt is None else prompt.copy()
+        sequences.append(SequenceState(request, place, place, cache, vocabulary, cache.length))
     waiting, running = deque(sequences), list[SequenceState[int]]()
     while waiting or running:
         before_step()
@@ -78,3 +83,28 @@ def generate(
         Generated(tuple(one.sampled_ids), "".join(texts[place]), reasons[place])
         for place, one in enumerate(sequences)
     ]
+
+
+def _shared_prompts(
+    trunk: Trunk, requests: Sequence[GenerationRequest], before_step: Callable[[], None]
+) -> dict[tuple[str | None, tuple[int, ...]], SequenceCache]:
+    """Return what prompts that several requests have in common leave behind, all but a last token.
+
+    That token's row tells what follows, and so goes through the model with each sequence.
+    """
+    counts = Counter((request.adapter, request.prompt_ids) for request in requests)
+    caches: dict[tuple[str | None, tuple[int, ...]], SequenceCache] = {}
+    together: list[SequenceRows] = []
+    for (adapter, prompt_ids), count in counts.items():
+        if count == 1 or len(prompt_ids) == 1:
+            continue
+        caches[adapter, prompt_ids] = cache = trunk.new_cache()
+        together.append(SequenceRows(prompt_ids[:-1], adapter, cache))
+        if sum(len(rows.token_ids) for rows in together) >= PREFILL_TOKENS_PER_STEP:
+            before_step()
+            trunk.hidden(pack(together, trunk.device))
+            together = []
+    if together:
+        before_step()
+        trunk.hidden(pack(together, trunk.device))
+    return caches

@@ -37,6 +37,9 @@ class SequenceState(Generic[Owner]):
     Attributes:
         owner: whom its pieces are for.
         sampled_ids: tokens sampled so far, the one that ends the answer included.
+
+    Args:
+        cached: how many of the prompt's tokens the cache holds already, all but one at most.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class SequenceState(Generic[Owner]):
         owner: Owner,
         cache: SequenceCache,
         vocabulary: Vocabulary,
+        cached: int = 0,
     ) -> None:
         self.request = request
         self.owner = owner
@@ -56,7 +60,7 @@ class SequenceState(Generic[Owner]):
         self._sampler = Sampler(request.sampling)
         self._stream = TextStream(vocabulary, request.stop)
         # Tokens that the cache does not hold yet: the prompt at first, then the latest token.
-        self._pending = request.prompt_ids
+        self._pending = request.prompt_ids[cached:]
         self._prompt_tokens: list[SampledToken] = []
 
     @property
