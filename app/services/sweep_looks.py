@@ -15,6 +15,7 @@ from app.db.repositories.sweep_trials import SweepTrial
 from app.db.repositories.sweeps import Sweep
 from app.domain.errors import DomainError, InvalidTransition
 from app.domain.job_state import TERMINAL, JobStatus
+from app.domain.metrics import METRICS
 from app.domain.registry import resolve
 from app.domain.search_spaces import spaces_of
 from app.domain.sweeps import Budget, Decision, Search, SweepStatus, Trial, TrialState
@@ -137,11 +138,17 @@ def _ending(search: Search, trial: Trial, job: Job) -> _Ended:
 
 
 def _value(search: Search, trial: Trial, job: Job) -> float | None:
-    """Return the metric of the model that a job has published: its report tells."""
+    """Return the metric of the model that a job has published: its report tells, if it can."""
     told = ((job.report or {}).get("metrics") or {}).get(search.metric)
     if told is not None and told["tuned"] is not None:
         return float(told["tuned"])
-    return trial.history[-1] if trial.history else None
+    if job.extension["evaluation"].get("best_metric") != search.metric:
+        return trial.history[-1] if trial.history else None
+    best = None
+    for value in trial.history:
+        if METRICS[search.metric].is_improved(best, value):
+            best = value
+    return best
 
 
 def _write(connection: Connection, catalogue: Catalogue, sweep: Sweep, look: _Look) -> None:

@@ -344,6 +344,21 @@ def test_a_job_that_did_not_measure_the_metric_is_no_result(resources: Resources
     assert trial.reason == "its job did not measure loss"
 
 
+@pytest.mark.parametrize(("best_metric", "value"), [(None, 0.4), ("token_accuracy", 0.6)])
+def test_what_no_report_tells_is_known_from_the_epochs(
+    resources: Resources, best_metric: str | None, value: float
+) -> None:
+    """The job publishes its best epoch by the sweep's metric, or by the one that it names."""
+    evaluation = {"best_metric": best_metric} if best_metric else {}
+    sweep = new_sweep(resources, max_trials=1, job={"evaluation": evaluation})
+    (trial,) = look(resources, sweep)
+    for epoch, loss in enumerate((0.5, 0.4, 0.6), 1):
+        end_epoch(resources, trial, epoch, loss)
+    succeed(resources, trial, None)
+    (trial,) = look(resources, sweep)
+    assert (trial.state, trial.value) == (TrialState.SUCCEEDED, value)
+
+
 def test_a_job_that_its_user_cancelled_is_replaced(resources: Resources) -> None:
     sweep = new_sweep(resources, max_parallel=1)
     (trial,) = look(resources, sweep)
