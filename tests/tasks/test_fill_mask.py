@@ -197,21 +197,6 @@ def test_learns_from_little(run_task: RunTask, storage: LocalStorage, minilm: Pa
     assert attempt.of_type("validation")[-1]["valid_perplexity"] > 1
 
 
-@pytest.mark.slow
-def test_learns_the_language_of_a_field(
-    run_task: RunTask, storage: LocalStorage, minilm: Path
-) -> None:
-    records = faq_texts()
-    spec = task_spec(
-        storage, TASK, records[:400], records[400:], method="continued_pretraining", num_epochs=4
-    )
-
-    attempt = run_task(spec, minilm)
-
-    assert validations(attempt, "loss")[-1] < 5.5
-    assert validations(attempt, "token_accuracy")[-1] > 0.15
-
-
 def test_pieces_of_a_text_are_never_on_both_sides_of_a_split(filler: Any) -> None:
     content = io.BytesIO(as_jsonl([LONG, SHORT, LONG, SHORT]))
     dataset = encode_examples(content, lambda record: filler.encode(record, 32), "training_file")

@@ -9,7 +9,6 @@ import torch
 
 from app.domain.errors import InvalidInput
 from app.storage.local import LocalStorage
-from tests.support.datasets import faq_question_answers
 from tests.tasks.conftest import (
     RunTask,
     answered,
@@ -228,22 +227,6 @@ def test_learns_from_little(run_task: RunTask, storage: LocalStorage, minilm: Pa
     before, after = validations(attempt, "answer_f1")
     assert before < 0.3
     assert after > 0.5
-
-
-@pytest.mark.slow
-def test_finds_the_passage_that_answers(
-    run_task: RunTask, storage: LocalStorage, minilm: Path
-) -> None:
-    """Which of three passages of a FAQ answers the question, or that none does."""
-    records = faq_question_answers(400, answerable=0.8)
-    spec = task_spec(
-        storage, TASK, records[:300], records[300:], num_epochs=4, max_length_tokens=384
-    )
-
-    attempt = run_task(spec, minilm)
-
-    before, *_, after = validations(attempt, "answer_f1")
-    assert after > before + 0.2
 
 
 @pytest.mark.parametrize(
