@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, model_validator
 
-MAX_CHOICES = 64
+MAX_CHOICES = 32
 
 
 class _Space(BaseModel):

@@ -20,18 +20,18 @@ from app.db.tables import files as file_table
 from app.db.tables import jobs as job_table
 from app.db.tables import sweep_trials as trial_table
 from app.db.tables import sweeps as sweep_table
-from app.domain.errors import FileInUse, InvalidInput, InvalidTransition, NotFound
+from app.domain.errors import FileInUse, InvalidInput, InvalidTransition, ModelInUse, NotFound
 from app.domain.job_state import JobStatus
 from app.domain.search_spaces import spaces_of
 from app.domain.sweeps import Budget, SweepStatus, TrialState
 from app.resources import Resources
-from app.services import files
+from app.services import files, models
 from app.services import sweeps as services
 from app.services.jobs import JobRequest
 from app.services.sweep_looks import advance
 from app.services.sweeper import Sweeper
 from app.services.sweeps import SweepRequest
-from tests.support.factories import BASE_MODEL, add_project, dataset, store_dataset
+from tests.support.factories import BASE_MODEL, add_adapter, add_project, dataset, store_dataset
 from tests.support.sweeping import now_is, opened, received, told
 
 RATE = "method.supervised.hyperparameters.learning_rate_multiplier"
@@ -482,6 +482,19 @@ def test_between_two_trials_the_file_is_kept(resources: Resources) -> None:
     with resources.database.write() as connection:
         services.cancel(connection, sweep.project_id, sweep.id)
         assert files.remove(connection, sweep.project_id, file_id).id == file_id
+
+
+def test_the_model_that_trials_start_from_is_kept(resources: Resources) -> None:
+    name = f"ft:{BASE_MODEL}:acme::before"
+    with resources.database.write() as connection:
+        project = add_project(connection)
+        add_adapter(connection, project, name)
+    sweep = new_sweep(resources, job={"model": name}, parameters={RATE: SPACES[RATE]})
+    with pytest.raises(ModelInUse), resources.database.write() as connection:
+        models.remove(connection, resources.catalogue, project, name)
+    with resources.database.write() as connection:
+        services.cancel(connection, project, sweep.id)
+        assert models.remove(connection, resources.catalogue, project, name) is not None
 
 
 def test_a_round_of_the_sweeper_takes_a_trial_from_a_row_to_the_workers(
