@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.errors import TrainingFailed
 from app.domain.methods import METHODS
 from app.domain.registry import resolve
 from app.domain.tasks import TEXT_GENERATION
@@ -55,7 +56,11 @@ def prepare(command: Train, bases: WarmBases, storage: Storage, token_budget: in
     make = resolve(METHODS[command.spec.method].learner if is_packed else _TASK_LEARNER)
     learner, base_load_seconds = make(command, bases, storage, token_budget)
     if saved is not None:
-        restore(learner, saved)
+        try:
+            restore(learner, saved)
+        except TrainingFailed:
+            learner.close()
+            raise
     return Prepared(learner, saved, base_load_seconds)
 
 

@@ -42,7 +42,15 @@ class ReinforcementLearner(PackedLearner):
         reference: LoraAdapter | None,
     ) -> None:
         judged_on = (heldout[0].tokens, heldout[1]) if heldout is not None else None
-        super().__init__(trunk, session, weights, judged_on, token_budget, write_origin, reference)
+        super().__init__(
+            trunk,
+            session,
+            weights,
+            judged_on,
+            token_budget,
+            write_origin,
+            reference=reference,
+        )
         self._rollouts = rollouts
         self._prompts = heldout
         self._options = options
