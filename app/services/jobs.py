@@ -103,7 +103,6 @@ def prepare(
         file = _dataset(connection, principal, request.validation_file, "validation_file")
         _check_records(task, request.method, file, "validation_file")
         files_by_field["validation_file"] = file
-    check_training_options(task, request.training, is_continued=model.adapter is not None)
     if (replay := request.training.get("replay")) is not None:
         param = "tunesmith.training.replay.file"
         _check_records(
@@ -116,6 +115,13 @@ def prepare(
         start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
         adapter = _adapter_of_parent(connection, request, model.adapter.job_id)
     check_combination(task, request.method, AdapterSpec.of_wire(adapter))
+    check_training_options(
+        task,
+        request.method,
+        AdapterSpec.of_wire(adapter),
+        request.training,
+        is_continued=start_from is not None,
+    )
     _check_method(request, model, AdapterSpec.of_wire(adapter), files_by_field)
     job_id = new_id("ftjob-")
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)

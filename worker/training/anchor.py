@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.tasks import Example
+from worker.training.optimizer import Optimizer
 
 MAX_EXAMPLES = 200
 
@@ -40,6 +41,27 @@ class WeightAnchor:
             if self._importance is not None:
                 pull *= self._importance[name]
             weight.grad = pull if weight.grad is None else weight.grad.add_(pull)
+
+
+class AnchoredOptimizer:
+    """See `session.Optimizer`: every step is also pulled back to where the weights are now."""
+
+    def __init__(self, optimizer: Optimizer, strength: float) -> None:
+        self._optimizer = optimizer
+        self._anchor = WeightAnchor(optimizer.weights(), strength)
+
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return self._optimizer.weights()
+
+    def step(self, learning_rate: float, max_grad_norm: float) -> float:
+        self._anchor.add_gradients()
+        return self._optimizer.step(learning_rate, max_grad_norm)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self._optimizer.state_tensors()
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self._optimizer.load_state_tensors(tensors)
 
 
 def fisher_importance(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app.domain.errors import TrainingFailed
 from app.domain.job_spec import Adversarial
 
 # Loss of a batch as the model computes it at that moment.
@@ -94,6 +95,13 @@ class EmbeddingChanges:
     def _change(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         self._shape = output.shape
         if self._added is not None:
+            if self._added.shape != output.shape:
+                raise TrainingFailed(
+                    "a record is too long to be computed in one piece, as adversarial training "
+                    "has to; a smaller max_length_tokens helps",
+                    code="out_of_memory",
+                    param="tunesmith.training.max_length_tokens",
+                )
             output = output + self._added.to(output.dtype)
         if self._noise_alpha > 0 and torch.is_grad_enabled():
             bound = self._noise_alpha / (output.shape[1] * output.shape[2]) ** 0.5

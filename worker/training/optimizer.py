@@ -5,12 +5,29 @@ https://arxiv.org/abs/1711.05101.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from worker.trunk.lora import LoraAdapter, LoraPair
+
+
+class Optimizer(Protocol):
+    """Updates the weights of a run from their accumulated gradients."""
+
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """Return what is updated, by name."""
+
+    def step(self, learning_rate: float, max_grad_norm: float) -> float:
+        """Update, clear the gradients, return their norm; nothing changes if it is not finite."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return what `load_state_tensors` needs."""
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from a saved state."""
 
 
 class AdapterOptimizer:
@@ -36,6 +53,9 @@ class AdapterOptimizer:
             adapter.weights[path] = LoraPair(a, b)
             start += a.numel() + b.numel()
         self._adamw = torch.optim.AdamW([self._flat], weight_decay=weight_decay, fused=True)
+
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return [("adapter", self._flat)]
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Update the weights, clear the gradients and return their norm before clipping.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.training.earlier import Earlier
 from worker.training.learner import (
     Measured,
     StateTensors,
@@ -30,6 +31,8 @@ class PackedLearner:
         heldout: what to validate on, and which of its records.
         write_origin: adds to the directory of an adapter what it was trained with.
         reference: what `session.reference` names, if that is not the base model.
+        earlier: data that the model learnt before; `session.reference` is then what it was.
+        noise_alpha: of the noise on the embeddings; 0 adds none.
     """
 
     def __init__(
@@ -40,18 +43,24 @@ class PackedLearner:
         heldout: tuple[EncodedDataset, Sequence[int]] | None,
         token_budget: int,
         write_origin: Callable[[Path, int], None],
+        *,
         reference: LoraAdapter | None = None,
+        earlier: Earlier | None = None,
+        noise_alpha: float = 0.0,
     ) -> None:
         self._trunk = trunk
         self._session = session
         self._weights = weights
         self._heldout = heldout
+        self._earlier = earlier
         self._token_budget = token_budget
         self._write_origin = write_origin
         weights.attach(trunk, session)
         if reference is not None:
             assert session.reference is not None
             trunk.attach(session.reference, reference)
+        if noise_alpha > 0:
+            trunk.add_noise(session.name, noise_alpha, session.generator)
 
     @property
     def step(self) -> int:
@@ -124,14 +133,20 @@ class PackedLearner:
 
     @property
     def has_earlier(self) -> bool:
-        return False
+        return self._earlier is not None
 
     def measure(
         self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]
     ) -> Measured | None:
-        assert self._heldout is not None
-        dataset, records = self._heldout
-        adapter = None if model == "base" else self._session.name
+        chosen = self._heldout
+        if rows == "earlier":
+            assert self._earlier is not None
+            chosen = self._earlier.dataset, self._earlier.judged
+        assert chosen is not None
+        dataset, records = chosen
+        session = self._session
+        names = {"base": None, "start": session.reference, "tuned": session.name}
+        adapter = names[model]
         return measure_rows(
             self._trunk,
             self._session.method,

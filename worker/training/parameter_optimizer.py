@@ -1,7 +1,7 @@
 """AdamW over the weights of a tuning, in groups of their own rates."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from worker.tuning import Tuning, named_weights
 
 
 class ParameterOptimizer:
-    """See `session.Optimizer`.
+    """See `optimizer.Optimizer`.
 
     Args:
         tuning: whose weights are updated.
@@ -27,6 +27,9 @@ class ParameterOptimizer:
             weight_decay=weight_decay,
             fused=True,
         )
+
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return list(self._named.items())
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         grad_norm = float(nn.utils.clip_grad_norm_(self._named.values(), max_grad_norm))

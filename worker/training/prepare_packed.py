@@ -14,6 +14,7 @@ from worker.training.batches import split
 from worker.training.checkpoints import locate_start
 from worker.training.commands import Train
 from worker.training.dataset_content import open_dataset
+from worker.training.earlier import remember, with_replayed
 from worker.training.learner import Learner
 from worker.training.manifest import Origin, chat_template
 from worker.training.methods import Method
@@ -56,6 +57,18 @@ def make_packed_learner(
     elif spec.evaluation.holdout > 0:
         records, kept_out = split(training.num_records, spec.evaluation.holdout, spec.seed)
         heldout = (training, kept_out) if kept_out else None
+    earlier = None
+    replay = spec.hyperparameters.replay
+    if replay is not None:
+        dataset_of_before = dataset("tunesmith.training.replay.file", replay.file)
+        earlier = remember(dataset_of_before, len(records), replay.share, spec.seed)
+        records = [
+            *records,
+            *range(training.num_records, training.num_records + len(earlier.replayed)),
+        ]
+        training = with_replayed(training, earlier)
+    keeps_start = spec.start_from is not None and (method.needs_reference or earlier is not None)
+    noise_alpha = spec.hyperparameters.neftune_noise_alpha
     origin = Origin(spec, command.base, trunk.directory, bases.profile, chat_template(trunk))
     name = command.base.name_or_path
     if not is_shared:
@@ -63,16 +76,23 @@ def make_packed_learner(
             locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
         )
         tuned: TunedSession = resolve(_TUNED_SESSION)(
-            spec, method, trunk, training, records, directory, name
+            spec, method, trunk, training, records, directory, name, keeps_start=keeps_start
         )
         learner = PackedLearner(
-            tuned.trunk, tuned.session, tuned.weights, heldout, token_budget, origin.write
+            tuned.trunk,
+            tuned.session,
+            tuned.weights,
+            heldout,
+            token_budget,
+            origin.write,
+            earlier=earlier,
+            noise_alpha=noise_alpha,
         )
         return learner, base_load_seconds
     start = load_start(storage, spec)
     adapter = starting_adapter(trunk, spec, start)
     # Where the run starts from another adapter, that is what a method compares with.
-    reference = start if method.needs_reference else None
+    reference = start if keeps_start else None
     session = Session(
         spec,
         method,
@@ -83,7 +103,17 @@ def make_packed_learner(
         reference=f"{spec.job_id}#start" if reference is not None else None,
     )
     weights = LoraWeights(adapter, name)
-    learner = PackedLearner(trunk, session, weights, heldout, token_budget, origin.write, reference)
+    learner = PackedLearner(
+        trunk,
+        session,
+        weights,
+        heldout,
+        token_budget,
+        origin.write,
+        reference=reference,
+        earlier=earlier,
+        noise_alpha=noise_alpha,
+    )
     return learner, base_load_seconds
 
 

@@ -33,12 +33,15 @@ def make_tuned_session(
     records: Sequence[int],
     start: Path | None,
     base_model_name: str,
+    *,
+    keeps_start: bool,
 ) -> TunedSession:
     """Return a session before its first step.
 
     Args:
         trunk: changed, and used by no one else.
         start: directory of what the run starts from; None: the base model.
+        keeps_start: that model stays there to be compared with.
 
     Raises:
         InvalidInput: the adapter does not fit the model, or the one to start from does not.
@@ -47,7 +50,7 @@ def make_tuned_session(
     total_steps = math.ceil(len(records) / chosen.batch_size) * chosen.num_epochs
     tuned = tune_trunk(trunk, spec, total_steps, derived_seed(spec.seed, "adapter"), start)
     reference: str | None = None
-    if start is not None and method.needs_reference:
+    if keeps_start:
         # Where the run starts from another model, that is what a method compares with.
         reference = f"{spec.job_id}#start"
         tuned.trunk.keep_start(reference)

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from app.domain.errors import TrainingFailed
 from app.domain.job_spec import Hyperparameters, JobSpec
+from worker.training.anchor import AnchoredOptimizer
 from worker.training.batches import MicroBatch, RecordBatch, derived_seed, epoch_order
 from worker.training.methods import Method
 from worker.training.metrics import MetricsLog, StepMetrics
-from worker.training.optimizer import AdapterOptimizer
+from worker.training.optimizer import AdapterOptimizer, Optimizer
 from worker.training.records import EncodedDataset
 from worker.training.schedule import learning_rate_factor
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
@@ -33,19 +32,6 @@ class BatchLoss:
     loss: float
     metrics: dict[str, float]
     num_tokens: int
-
-
-class Optimizer(Protocol):
-    """Updates the weights of a run from their accumulated gradients."""
-
-    def step(self, learning_rate: float, max_grad_norm: float) -> float:
-        """Update, clear the gradients, return their norm; nothing changes if it is not finite."""
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return what `load_state_tensors` needs."""
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a saved state."""
 
 
 class Session:
@@ -94,6 +80,8 @@ class Session:
         self._seed = spec.seed
         self._records = range(dataset.num_records) if records is None else records
         self.optimizer = optimizer or _optimizer_of(adapter, spec.hyperparameters)
+        if spec.hyperparameters.anchor is not None:
+            self.optimizer = AnchoredOptimizer(self.optimizer, spec.hyperparameters.anchor.strength)
         self.generator = torch.Generator(device)
         self.generator.manual_seed(derived_seed(spec.seed, "dropout"))
         self._order: tuple[int, list[int]] = (-1, [])

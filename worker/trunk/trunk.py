@@ -42,6 +42,7 @@ class Trunk:
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.head_weight: Tensor = head.weight
         self._routing = Routing()
+        self._noises: dict[str, tuple[float, torch.Generator]] = {}
         self._adapters: dict[str, LoraAdapter] = {}
         self._prompts: dict[str, SequenceCache] = {}
 
@@ -111,8 +112,17 @@ class Trunk:
             self.detach(name)
             raise
 
+    def add_noise(self, name: str, alpha: float, generator: torch.Generator) -> None:
+        """Disturb the embeddings of segments of this name while gradients are computed.
+
+        NEFTune (Jain et al. 2023, https://arxiv.org/abs/2310.05914): uniform noise of up to
+        alpha / sqrt(tokens x width), by the length of each segment.
+        """
+        self._noises[name] = alpha, generator
+
     def detach(self, name: str) -> None:
         """Forget an adapter; one that is not attached is not an error."""
+        self._noises.pop(name, None)
         self._prompts.pop(name, None)
         if self._adapters.pop(name, None) is None:
             return
@@ -122,7 +132,24 @@ class Trunk:
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last layer's normalised rows, [tokens, hidden], in the trunk's dtype."""
+        if self._noises and torch.is_grad_enabled():
+            embeddings = self.disturbed_embeddings(batch)
+            return self._hidden(batch.segments, batch.position_ids, inputs_embeds=embeddings[None])
         return self._hidden(batch.segments, batch.position_ids, input_ids=batch.input_ids[None])
+
+    def disturbed_embeddings(self, batch: PackedBatch) -> Tensor:
+        """Return [tokens, width], with its noise in every segment that has one."""
+        embeddings: Tensor = self.model.get_input_embeddings()(batch.input_ids)
+        rows: list[Tensor] = []
+        for segment in batch.segments:
+            part = embeddings[segment.start : segment.end]
+            if segment.adapter in self._noises:
+                alpha, generator = self._noises[segment.adapter]
+                bound = alpha / (part.shape[0] * part.shape[1]) ** 0.5
+                noise = torch.empty(part.shape, device=part.device)
+                part = part + noise.uniform_(-bound, bound, generator=generator).to(part.dtype)
+            rows.append(part)
+        return torch.cat(rows)
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Return [rows, vocab] float32 for `hidden_rows` [rows, hidden]."""
