@@ -1,46 +1,20 @@
 """A zip of a manifest and the images or audio that it names. Nothing is unpacked to disk."""
 
 import io
-import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO
 
 from app.domain.datasets.faults import WrongRecord, quoted, quoted_list, wrong_file
-from app.domain.datasets.limits import (
-    MAX_ARCHIVE_BYTES,
-    MAX_ARCHIVE_DIRECTORY_BYTES,
-    MAX_MEDIA_BYTES,
-)
+from app.domain.datasets.limits import MAX_ARCHIVE_BYTES, MAX_MEDIA_BYTES
+from app.domain.datasets.zips import DAMAGED, damage_told, is_of_macos, leads_out, open_zip
 
 _MANIFESTS = frozenset(
     f"{stem}.{suffix}" for stem in ("manifest", "metadata") for suffix in ("jsonl", "csv", "tsv")
 )
 _EXPECTED = "a file manifest.jsonl or manifest.csv at the top, which names the media files"
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 0x1
-
-
-class _Outside(OSError):
-    """A zip points outside of itself. Of the type that zipfile expects of a file's end."""
-
-
-# What zipfile and zlib raise about a damaged zip. A disk's own OSError is not among them.
-_DAMAGED = (
-    _Outside,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +38,12 @@ def open_archive(stream: BinaryIO) -> OpenArchive:
     Raises:
         InvalidFile: it is damaged, encrypted, too large or has no manifest.
     """
-    bounded = _Bounded(stream)
-    with _damage_told():
-        try:
-            archive = zipfile.ZipFile(cast(IO[bytes], bounded))
-        except zipfile.BadZipFile:
-            # zipfile takes an error of the disk for a file that is no zip.
-            if bounded.failure is not None:
-                raise bounded.failure from None
-            raise
-    entries = [entry for entry in archive.infolist() if not _is_of_macos(entry.filename)]
-    _check(entries)
+    archive, entries = open_zip(stream, MAX_ARCHIVE_BYTES)
     manifest = _find_manifest(
         [entry.filename for entry in entries if not entry.filename.endswith("/")]
     )
     folder = manifest[: manifest.rfind("/") + 1]
-    with _damage_told():
+    with damage_told():
         content = archive.open(manifest)
     return OpenArchive(
         manifest=io.BufferedReader(_Manifest(content)),
@@ -114,13 +78,13 @@ class ArchivedFiles:
         try:
             with self._archive.open(entry) as member:
                 return member.read(MAX_MEDIA_BYTES)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise WrongRecord(f"{quoted(path)} is damaged in the zip: {error}") from None
 
     def _entry(self, path: str) -> zipfile.ZipInfo:
         if "\\" in path:
             raise WrongRecord(f"{quoted(path)} has backslashes; paths in a zip have slashes")
-        if _leads_out(path):
+        if leads_out(path):
             raise WrongRecord(
                 f"{quoted(path)} leads out of the zip; expected a path from the manifest's folder"
             )
@@ -132,22 +96,9 @@ class ArchivedFiles:
     def _similar(self, path: str) -> str:
         name = PurePosixPath(path).name.lower()
         for entry in self._archive.namelist():
-            if PurePosixPath(entry).name.lower() == name and not _is_of_macos(entry):
+            if PurePosixPath(entry).name.lower() == name and not is_of_macos(entry):
                 return f"it has {quoted(entry.removeprefix(self._folder))}"
         return "paths start from the manifest's folder"
-
-
-def _check(entries: Sequence[zipfile.ZipInfo]) -> None:
-    for entry in entries:
-        name = quoted(entry.filename)
-        if entry.flag_bits & _ENCRYPTED:
-            raise wrong_file(f"the zip is encrypted ({name}); make it without a password")
-        if _leads_out(entry.filename) or "\\" in entry.filename:
-            raise wrong_file(f"the zip has the path {name}, which leads out of it")
-        if entry.compress_type not in _METHODS:
-            raise wrong_file(f"{name} in the zip is compressed in another way than deflate")
-    if sum(entry.file_size for entry in entries) > MAX_ARCHIVE_BYTES:
-        raise wrong_file(f"the zip unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes")
 
 
 def _find_manifest(names: Sequence[str]) -> str:
@@ -167,22 +118,6 @@ def _find_manifest(names: Sequence[str]) -> str:
     raise wrong_file(f"the zip has no manifest; expected {_EXPECTED}, but {has}")
 
 
-def _leads_out(path: str) -> bool:
-    return path.startswith("/") or ".." in path.split("/")
-
-
-def _is_of_macos(name: str) -> bool:
-    return name.startswith("__MACOSX/") or PurePosixPath(name).name == ".DS_Store"
-
-
-@contextmanager
-def _damage_told() -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGED as error:
-        raise wrong_file(f"the zip is damaged: {error}") from None
-
-
 class _Manifest(io.RawIOBase):
     """The manifest, whose damage is told in our words."""
 
@@ -197,46 +132,14 @@ class _Manifest(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with _damage_told():
+        with damage_told():
             return self._content.seek(offset, whence)
 
     def tell(self) -> int:
         return self._content.tell()
 
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        with _damage_told():
+        with damage_told():
             chunk = self._content.read(len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)
-
-
-class _Bounded:
-    """A zip's file, whose reads are bounded: its list of files is read by one of them."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._length = stream.seek(0, io.SEEK_END)
-        self.tell: Callable[[], int] = stream.tell
-        self.failure: OSError | None = None
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
-        if not 0 <= start + offset <= self._length:
-            raise _Outside("it points outside of itself")
-        return self._stream.seek(start + offset)
-
-    def read(self, size: int = -1) -> bytes:
-        if size < 0:
-            size = self._length - self.tell()
-        if size > MAX_ARCHIVE_DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(
-                f"the list of its files is larger than {MAX_ARCHIVE_DIRECTORY_BYTES:,} bytes"
-            )
-        try:
-            return self._stream.read(size)
-        except OSError as error:
-            self.failure = error
-            raise
