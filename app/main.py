@@ -13,6 +13,7 @@ from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
 from app.api.routes import (
+    ensembles,
     explanations,
     files,
     graders,
@@ -65,7 +66,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sweeper = Sweeper(resources)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    for routes in (files, jobs, sweeps, models, inference, predictions, explanations, graders):
+    for routes in (
+        files,
+        jobs,
+        sweeps,
+        models,
+        ensembles,
+        inference,
+        predictions,
+        explanations,
+        graders,
+    ):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]
         )

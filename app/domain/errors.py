@@ -73,7 +73,7 @@ class FileInUse(Conflict):
 
 
 class ModelInUse(Conflict):
-    """The model is needed by a job that has not ended."""
+    """The model is needed by a job that has not ended, or by an ensemble."""
 
     code = "model_in_use"
 

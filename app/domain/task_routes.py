@@ -11,7 +11,7 @@ TEXT_CLASSIFICATION = "text-classification"
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-PREDICTIONS = "/v1/predictions"
+PREDICTIONS: Final = "/v1/predictions"
 EMBEDDINGS = "/v1/embeddings"
 EXPLANATIONS: Final = "/v1/explanations"
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from app.base_models import BaseModel, Catalogue
-from app.db.repositories import adapters, jobs, sweeps
+from app.db.repositories import adapters, ensembles, jobs, sweeps
 from app.db.repositories.adapters import Adapter
 from app.domain.errors import InvalidInput, ModelInUse, NotFound
-from app.domain.task_routes import refuse_other_route, refuse_route_of_base
+from app.domain.task_routes import PREDICTIONS, refuse_other_route, refuse_route_of_base
 from app.inference import AdapterFiles
 from app.inference.port import Route
 from app.resources import Resources
@@ -23,10 +23,21 @@ class Model:
 
 
 def find(connection: Connection, catalogue: Catalogue, project_id: str, name: str) -> Model:
-    """Return what a name stands for in this project. Raises: NotFound."""
+    """Return what a name stands for in this project.
+
+    Raises:
+        NotFound: there is no such model.
+        InvalidInput: it is an ensemble, which has no weights of its own.
+    """
     if not name.startswith("ft:"):
         return Model(catalogue.get(name), None)
     adapter = adapters.find(connection, project_id, name)
+    if adapter is None and ensembles.find(connection, project_id, name) is not None:
+        raise InvalidInput(
+            f"The model {name!r} is an ensemble: it answers {PREDICTIONS} and nothing else.",
+            param="model",
+            code="wrong_route",
+        )
     if adapter is None or adapter.base_model not in catalogue.models:
         raise NotFound(
             f"The model {name!r} does not exist or you do not have access to it.",
@@ -65,7 +76,7 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
     Raises:
         NotFound: no such model in this project.
         InvalidInput: it is a base model.
-        ModelInUse: a job or a sweep that has not ended needs it.
+        ModelInUse: a job or a sweep that has not ended needs it, or an ensemble.
     """
     adapter = find(connection, catalogue, project_id, name).adapter
     if adapter is None:
@@ -82,6 +93,12 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
             "cancel it or wait for it, then delete the model.",
             param="model",
         )
+    going = [name, *(_other_names(connection, adapter) if adapter.is_final else ())]
+    ensembles.lock_members(connection, going)
+    if (ensemble := ensembles.find_needing(connection, going)) is not None:
+        raise ModelInUse(
+            f"{name} is needed by the ensemble {ensemble}; delete that first.", param="model"
+        )
     adapters.remove(connection, project_id, name)
     if adapter.is_final:
         adapters.remove_prefix(connection, adapter.storage_prefix)
@@ -90,3 +107,9 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
     if adapters.has_prefix(connection, adapter.storage_prefix):
         return None
     return adapter.checkpoint_prefix
+
+
+def _other_names(connection: Connection, adapter: Adapter) -> list[str]:
+    """Return the names beside its own that stand for the weights of a model."""
+    of_job = adapters.list_of_job(connection, adapter.job_id)
+    return [one.name for one in of_job if one.storage_prefix == adapter.storage_prefix]

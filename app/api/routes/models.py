@@ -6,7 +6,7 @@ from fastapi.concurrency import run_in_threadpool
 from app.api.deps import PrincipalDep, ResourcesDep
 from app.api.schemas.common import errors
 from app.api.schemas.models import DeletedModel, Model, ModelList
-from app.db.repositories import adapters
+from app.db.repositories import adapters, ensembles
 from app.resources import Resources
 from app.services import models
 
@@ -17,12 +17,17 @@ OPERATOR = "operator"
 
 @router.get("", operation_id="listModels", summary="List models", responses=errors())
 def list_models(resources: ResourcesDep, principal: PrincipalDep) -> ModelList:
-    """List the base models, then the project's fine-tuned models, oldest first."""
+    """List the base models, then the project's fine-tuned models and ensembles, oldest first."""
     with resources.database.read() as connection:
         tuned = adapters.list_final(connection, principal.project_id)
+        joined = ensembles.list_all(connection, principal.project_id)
     base = [_wire(model_id, None, OPERATOR) for model_id in resources.catalogue.models]
+    own = [(one.created_at, one.name) for one in tuned]
+    own += [(one.created_at, one.model) for one in joined]
     owner = principal.organization_name
-    return ModelList(data=base + [_wire(one.name, one.created_at, owner) for one in tuned])
+    return ModelList(
+        data=base + [_wire(name, created_at, owner) for created_at, name in sorted(own)]
+    )
 
 
 # Names may hold slashes, which arrive decoded: the whole rest of the path is the name.
@@ -34,11 +39,15 @@ def list_models(resources: ResourcesDep, principal: PrincipalDep) -> ModelList:
 )
 def retrieve_model(resources: ResourcesDep, principal: PrincipalDep, model: str) -> Model:
     catalogue = resources.catalogue
+    owner = principal.organization_name
     with resources.database.read() as connection:
+        ensemble = ensembles.find(connection, principal.project_id, model)
+        if ensemble is not None:
+            return _wire(ensemble.model, ensemble.created_at, owner)
         found = models.find(connection, catalogue, principal.project_id, model)
     if found.adapter is None:
         return _wire(found.base.id, None, OPERATOR)
-    return _wire(found.adapter.name, found.adapter.created_at, principal.organization_name)
+    return _wire(found.adapter.name, found.adapter.created_at, owner)
 
 
 @router.delete(
@@ -50,7 +59,10 @@ def retrieve_model(resources: ResourcesDep, principal: PrincipalDep, model: str)
 async def delete_model(
     resources: ResourcesDep, principal: PrincipalDep, model: str
 ) -> DeletedModel:
-    """Delete a fine-tuned model or the model of a checkpoint. Its name is never used again."""
+    """Delete a fine-tuned model, the model of a checkpoint, or an ensemble.
+
+    Its name is never used again. What an ensemble needs cannot be deleted.
+    """
     await run_in_threadpool(_delete, resources, principal.project_id, model)
     await resources.engine.forget(model)
     return DeletedModel(id=model)
@@ -59,6 +71,10 @@ async def delete_model(
 def _delete(resources: Resources, project_id: str, name: str) -> None:
     catalogue = resources.catalogue
     with resources.database.write() as connection:
+        ensemble = ensembles.find(connection, project_id, name)
+        if ensemble is not None:
+            ensembles.remove(connection, ensemble.id)
+            return
         unused_prefix = models.remove(connection, catalogue, project_id, name)
     if unused_prefix is not None:
         resources.storage.delete(unused_prefix)

@@ -21,9 +21,10 @@ from app.api.schemas.predictions import (
 )
 from app.disconnect import unless_disconnected
 from app.domain.errors import InvalidInput
+from app.domain.task_routes import PREDICTIONS
 from app.inference.port import Route
 from app.resources import Resources
-from app.services import models
+from app.services import ensembles, models
 
 router = APIRouter(prefix="/v1", tags=["Inference"])
 
@@ -42,7 +43,7 @@ async def create_prediction(
     idempotent: IdempotentGenerationDep,
     body: Annotated[CreatePredictionRequest, Body(examples=[EXAMPLE_PREDICTION])],
 ) -> Response:
-    """Predict with a fine-tuned model of another task than text generation.
+    """Predict with a fine-tuned model of another task than text generation, or an ensemble.
 
     Inputs and predictions have the shapes of Hugging Face's pipelines.
     """
@@ -81,16 +82,23 @@ async def _answer(
     route: Route,
     body: CreatePredictionRequest | CreateEmbeddingRequest,
 ) -> Response:
-    adapter = await run_in_threadpool(models.locate, resources, project_id, body.model, route)
+    ensemble = adapter = None
+    if route == PREDICTIONS:
+        ensemble = await run_in_threadpool(ensembles.locate, resources, project_id, body.model)
+    if ensemble is None:
+        adapter = await run_in_threadpool(models.locate, resources, project_id, body.model, route)
     try:
         wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     except UnicodeEncodeError:
         raise
     except (ValueError, RecursionError):
         raise InvalidInput("The inputs are nested too deep.", param="inputs") from None
+    engine = resources.engine
+    if ensemble is not None:
+        answer = ensembles.predict(engine, ensemble, wire)
+    else:
+        answer = engine.complete(route, wire, adapter)
     try:
-        return JSONResponse(
-            await unless_disconnected(request, resources.engine.complete(route, wire, adapter))
-        )
+        return JSONResponse(await unless_disconnected(request, answer))
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
