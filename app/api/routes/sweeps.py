@@ -8,8 +8,13 @@ from sqlalchemy import Connection
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep, SweeperDep
 from app.api.idempotency import IdempotentDep
 from app.api.schemas.common import errors
-from app.api.schemas.sweep_requests import EXAMPLE, CreateSweepRequest
-from app.api.schemas.sweeps import SweepList, SweepObject, SweepTrialList, SweepTrialObject
+from app.api.schemas.sweep_requests import EXAMPLE, CreateFineTuningSweepRequest
+from app.api.schemas.sweeps import (
+    FineTuningSweep,
+    FineTuningSweepList,
+    FineTuningSweepTrial,
+    FineTuningSweepTrialList,
+)
 from app.db.repositories import sweep_trials
 from app.db.repositories import sweeps as rows
 from app.db.repositories.sweeps import Sweep
@@ -22,7 +27,7 @@ router = APIRouter(prefix="/v1/fine_tuning/sweeps", tags=["Sweeps"])
     "",
     operation_id="createFineTuningSweep",
     summary="Create a sweep",
-    response_model=SweepObject,
+    response_model=FineTuningSweep,
     responses=errors(400, 409, 422),
 )
 def create_sweep(
@@ -30,13 +35,13 @@ def create_sweep(
     principal: PrincipalDep,
     sweeper: SweeperDep,
     idempotent: IdempotentDep,
-    body: Annotated[CreateSweepRequest, Body(examples=[EXAMPLE])],
+    body: Annotated[CreateFineTuningSweepRequest, Body(examples=[EXAMPLE])],
 ) -> Response:
     """Search the best hyperparameters of a job; each trial is a job like any other."""
     catalogue = resources.catalogue
     request = body.to_domain()
 
-    def create(connection: Connection) -> SweepObject:
+    def create(connection: Connection) -> FineTuningSweep:
         return _shown(connection, sweeps.create(connection, catalogue, principal, request))
 
     response = idempotent.once(create)
@@ -55,13 +60,13 @@ def list_sweeps(
     principal: PrincipalDep,
     after: AfterQuery = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> SweepList:
+) -> FineTuningSweepList:
     """List the project's sweeps, newest first."""
     with resources.database.read() as connection:
         page = rows.list_page(connection, principal.project_id, after=after, limit=limit)
         standings = rows.standings(connection, page.items)
-    return SweepList(
-        data=[SweepObject.of(sweep, standings[sweep.id]) for sweep in page.items],
+    return FineTuningSweepList(
+        data=[FineTuningSweep.of(sweep, standings[sweep.id]) for sweep in page.items],
         has_more=page.has_more,
     )
 
@@ -72,7 +77,9 @@ def list_sweeps(
     summary="Retrieve a sweep",
     responses=errors(404),
 )
-def retrieve_sweep(resources: ResourcesDep, principal: PrincipalDep, sweep_id: str) -> SweepObject:
+def retrieve_sweep(
+    resources: ResourcesDep, principal: PrincipalDep, sweep_id: str
+) -> FineTuningSweep:
     with resources.database.read() as connection:
         return _shown(connection, rows.get(connection, principal.project_id, sweep_id))
 
@@ -81,13 +88,13 @@ def retrieve_sweep(resources: ResourcesDep, principal: PrincipalDep, sweep_id: s
     "/{sweep_id}/cancel",
     operation_id="cancelFineTuningSweep",
     summary="Cancel a sweep",
-    response_model=SweepObject,
+    response_model=FineTuningSweep,
     responses=errors(400, 404, 409, 422),
 )
 def cancel_sweep(principal: PrincipalDep, idempotent: IdempotentDep, sweep_id: str) -> Response:
     """Cancel a sweep with its jobs; models of trials that have ended stay."""
 
-    def cancel(connection: Connection) -> SweepObject:
+    def cancel(connection: Connection) -> FineTuningSweep:
         return _shown(connection, sweeps.cancel(connection, principal.project_id, sweep_id))
 
     return idempotent.once(cancel)
@@ -105,18 +112,18 @@ def list_trials(
     sweep_id: str,
     after: AfterQuery = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 20,
-) -> SweepTrialList:
+) -> FineTuningSweepTrialList:
     """List a sweep's trials, newest first."""
     with resources.database.read() as connection:
         rows.get(connection, principal.project_id, sweep_id)
         page = sweep_trials.list_page(connection, sweep_id, after=after, limit=limit)
-    return SweepTrialList(
-        data=[SweepTrialObject.of(trial) for trial in page.items],
+    return FineTuningSweepTrialList(
+        data=[FineTuningSweepTrial.of(trial) for trial in page.items],
         first_id=page.items[0].id if page.items else None,
         last_id=page.items[-1].id if page.items else None,
         has_more=page.has_more,
     )
 
 
-def _shown(connection: Connection, sweep: Sweep) -> SweepObject:
-    return SweepObject.of(sweep, rows.standings(connection, [sweep])[sweep.id])
+def _shown(connection: Connection, sweep: Sweep) -> FineTuningSweep:
+    return FineTuningSweep.of(sweep, rows.standings(connection, [sweep])[sweep.id])

@@ -37,7 +37,7 @@ class SweepBudget(Request):
     ] = None
 
 
-class CreateSweepRequest(Request):
+class CreateFineTuningSweepRequest(Request):
     """A search for the best hyperparameters of a job."""
 
     job: Annotated[
@@ -80,7 +80,7 @@ class CreateSweepRequest(Request):
     metadata: Metadata | None = None
 
     @model_validator(mode="after")
-    def _are_apart(self) -> "CreateSweepRequest":
+    def _are_apart(self) -> "CreateFineTuningSweepRequest":
         for path in self.parameters:
             for other in self.parameters:
                 if other.startswith(f"{path}."):
@@ -88,7 +88,7 @@ class CreateSweepRequest(Request):
         return self
 
     @model_validator(mode="after")
-    def _halving_prunes(self) -> "CreateSweepRequest":
+    def _halving_prunes(self) -> "CreateFineTuningSweepRequest":
         if self.algorithm == "successive_halving" and self.pruner not in (
             None,
             "successive_halving",

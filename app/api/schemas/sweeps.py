@@ -13,7 +13,7 @@ from app.domain.search_spaces import Space
 from app.domain.sweeps import Algorithm, Pruner, SweepStatus, TrialState
 
 
-class SweepTrialObject(Response):
+class FineTuningSweepTrial(Response):
     """One combination of values; its job is a job like any other."""
 
     id: str
@@ -31,7 +31,7 @@ class SweepTrialObject(Response):
     reason: Annotated[str | None, Field(description="Why it has no value.")]
 
     @classmethod
-    def of(cls, trial: SweepTrial) -> "SweepTrialObject":
+    def of(cls, trial: SweepTrial) -> "FineTuningSweepTrial":
         return cls(
             id=trial.id,
             sweep_id=trial.sweep_id,
@@ -46,9 +46,9 @@ class SweepTrialObject(Response):
         )
 
 
-class SweepTrialList(Response):
+class FineTuningSweepTrialList(Response):
     object: ListObject = "list"
-    data: list[SweepTrialObject]
+    data: list[FineTuningSweepTrial]
     first_id: str | None
     last_id: str | None
     has_more: bool
@@ -72,7 +72,7 @@ class SweepError(Response):
     param: str | None
 
 
-class SweepObject(Response):
+class FineTuningSweep(Response):
     """A sweep."""
 
     id: str
@@ -94,14 +94,14 @@ class SweepObject(Response):
     suffix: str | None
     metadata: dict[str, str] | None
     trials: TrialCounts
-    best_trial: Annotated[SweepTrialObject | None, Field(description="The best so far.")]
+    best_trial: Annotated[FineTuningSweepTrial | None, Field(description="The best so far.")]
     best_job: str | None
     best_model: Annotated[
         str | None, Field(description="The `fine_tuned_model` of the best trial's job.")
     ]
 
     @classmethod
-    def of(cls, sweep: Sweep, standing: Standing) -> "SweepObject":
+    def of(cls, sweep: Sweep, standing: Standing) -> "FineTuningSweep":
         best = standing.best
         return cls(
             id=sweep.id,
@@ -122,15 +122,15 @@ class SweepObject(Response):
             suffix=sweep.suffix,
             metadata=sweep.metadata,
             trials=TrialCounts(**{str(state): count for state, count in standing.counts.items()}),
-            best_trial=SweepTrialObject.of(best) if best else None,
+            best_trial=FineTuningSweepTrial.of(best) if best else None,
             best_job=best.job_id if best else None,
             best_model=standing.best_model,
         )
 
 
-class SweepList(Response):
+class FineTuningSweepList(Response):
     object: ListObject = "list"
-    data: list[SweepObject]
+    data: list[FineTuningSweep]
     has_more: bool
 
 
