@@ -16,8 +16,8 @@ _NO_PROMPT = {
     "question-answering": _SHIFTED,
     "fill-mask": _SHIFTED,
     "feature-extraction": "the mean over all tokens would contain the learnt ones",
-    "text2text-generation": "peft puts the prompt before source and answer of models that keep "
-    "both embeddings in one table, which encoder-decoders made of two models do not",
+    "text2text-generation": "peft takes a prompt's width from a model's configuration, in which an "
+    "encoder-decoder that was joined from two models has none",
     "image-classification": "an image has no tokens that a prompt could stand before",
     "automatic-speech-recognition": "sound has no tokens that a prompt could stand before",
 }
@@ -42,8 +42,11 @@ def check_combination(task: str, method: str, adapter: AdapterSpec) -> None:
     _check_options(adapter)
 
 
-def check_continuation(adapter: AdapterSpec) -> None:
-    """Refuse to start from a model of a kind whose training cannot be gone on with.
+def check_continuation(adapter: AdapterSpec, param: str = "model") -> None:
+    """Refuse to start from an adapter of a kind whose training cannot be gone on with.
+
+    Args:
+        param: the field that names the adapter.
 
     Raises:
         InvalidInput: naming the field and the reason.
@@ -52,7 +55,7 @@ def check_continuation(adapter: AdapterSpec) -> None:
         raise InvalidInput(
             "a model trained by p-tuning cannot be trained further: it keeps the embeddings that "
             "its encoder made, and not the encoder",
-            param="model",
+            param=param,
         )
 
 

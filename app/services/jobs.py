@@ -13,11 +13,11 @@ from app.db.repositories import files, jobs
 from app.db.repositories.files import File
 from app.db.repositories.jobs import Job, NewJob
 from app.db.repositories.keys import Principal
-from app.domain.combinations import check_combination
+from app.domain.combinations import check_combination, check_continuation
 from app.domain.datasets import RECORD_KINDS
 from app.domain.errors import InvalidInput, InvalidTransition, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
-from app.domain.job_spec import AdapterRef, AdapterSpec
+from app.domain.job_spec import AdapterSpec
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Circumstances
 from app.domain.peft_kinds import LORA
@@ -25,6 +25,7 @@ from app.domain.tasks import TASKS, choose_task
 from app.domain.training_options import check_training_options
 from app.services import models
 from app.services.files import FINE_TUNE
+from app.services.job_starts import Start, find_start
 from app.services.models import Model
 
 MAX_SEED = 2**31 - 1
@@ -54,6 +55,7 @@ class JobRequest:
     seed: int | None
     suffix: str | None
     metadata: dict[str, str] | None
+    start_file: str | None = None
 
 
 def create(
@@ -96,7 +98,14 @@ def prepare(
             code="model_not_found",
         ) from None
     training_file = _dataset(connection, principal, request.training_file, "training_file")
-    task = _task(model, request, training_file)
+    start = find_start(
+        connection,
+        principal.project_id,
+        model,
+        file_id=request.start_file,
+        has_adapter=request.adapter is not None,
+    )
+    task = _task(model, request, training_file, start)
     _check_records(task, request.method, training_file, "training_file")
     files_by_field = {"training_file": training_file}
     if request.validation_file is not None:
@@ -110,17 +119,17 @@ def prepare(
         )
     _check_batch_size(request, training_file)
     _check_evaluation(request, training_file)
-    start_from, adapter = None, request.adapter or {"type": LORA}
-    if model.adapter is not None:
-        start_from = asdict(AdapterRef(model.adapter.name, model.adapter.storage_prefix))
-        adapter = _adapter_of_parent(connection, request, model.adapter.job_id)
+    adapter = request.adapter or {"type": LORA}
+    if start is not None:
+        adapter = start.adapter
+        check_continuation(AdapterSpec.of_wire(adapter), start.param)
     check_combination(task, request.method, AdapterSpec.of_wire(adapter))
     check_training_options(
         task,
         request.method,
         AdapterSpec.of_wire(adapter),
         request.training,
-        is_continued=start_from is not None,
+        is_continued=start is not None,
     )
     _check_method(request, model, AdapterSpec.of_wire(adapter), files_by_field)
     job_id = new_id("ftjob-")
@@ -130,7 +139,7 @@ def prepare(
         project_id=principal.project_id,
         model=request.model,
         base_model=model.base.id,
-        start_from=start_from,
+        start_from=asdict(start.ref) if start else None,
         method=request.method,
         hyperparameters=request.hyperparameters,
         extension={
@@ -220,26 +229,27 @@ def _dataset(connection: Connection, principal: Principal, file_id: str, param: 
     return file
 
 
-def _task(model: Model, request: JobRequest, training_file: File) -> str:
+def _task(model: Model, request: JobRequest, training_file: File, start: Start | None) -> str:
     """Return the task that was asked for, or the only one that fits."""
-    if model.adapter is not None:
-        task = model.adapter.task
-        if request.task not in (None, task):
+    asked = request.task
+    if start is not None and start.task is not None:
+        if asked not in (None, start.task):
             raise InvalidInput(
-                f"{request.model!r} was fine-tuned for {task}; a job that starts from it cannot "
-                f"be for {request.task}",
+                f"{start.name!r} was fine-tuned for {start.task}; a job that starts from it cannot "
+                f"be for {asked}",
                 param="tunesmith.task",
             )
-        return task
-    if request.task is None:
-        return choose_task(model.base.tasks, request.method, training_file.record_kind or "")
-    if request.task not in model.base.tasks:
+        asked = start.task
+    task = asked or choose_task(model.base.tasks, request.method, training_file.record_kind or "")
+    if task not in model.base.tasks:
         raise InvalidInput(
-            f"{request.model!r} cannot be fine-tuned for {request.task}; it can for "
+            f"{request.model!r} cannot be fine-tuned for {task}; it can for "
             f"{', '.join(model.base.tasks)}",
             param="tunesmith.task",
         )
-    return request.task
+    if start is not None:
+        start.check_task(task)
+    return task
 
 
 def _check_records(task: str, method: str, file: File, param: str) -> None:
@@ -303,16 +313,3 @@ def _check_evaluation(request: JobRequest, training_file: File) -> None:
     for param, wish in wishes.items():
         if wish is not None:
             raise InvalidInput(f"{param} {NEEDS_HELD_OUT_RECORDS}", param=param)
-
-
-def _adapter_of_parent(
-    connection: Connection, request: JobRequest, parent_job_id: str
-) -> dict[str, Any]:
-    if request.adapter is not None:
-        raise InvalidInput(
-            f"a job that starts from {request.model!r} keeps the shape of its adapter; "
-            "leave tunesmith.adapter out",
-            param="tunesmith.adapter",
-        )
-    parent = jobs.find(connection, parent_job_id)
-    return dict(parent.extension["adapter"]) if parent else {"type": LORA}
