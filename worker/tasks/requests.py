@@ -10,13 +10,17 @@ from app.domain.errors import InvalidInput
 T = TypeVar("T")
 
 
-def checked(kind: type[T], parameters: Mapping[str, Any]) -> T:
-    """Return the parameters of a request. Raises: InvalidInput."""
+def checked(kind: type[T], parameters: Mapping[str, Any], field: str = "parameters") -> T:
+    """Return an object of a request. Raises: InvalidInput.
+
+    Args:
+        field: of the request, that holds it.
+    """
     try:
         return msgspec.convert(dict(parameters), kind)
     except msgspec.ValidationError as error:
         what, _, path = str(error).replace("`", "'").partition(" - at '$")
-        param = "parameters" + path.rstrip("'")
+        param = field + path.rstrip("'")
         raise InvalidInput(f"'{param}': {what[:1].lower()}{what[1:]}", param=param) from None
 
 

@@ -173,7 +173,7 @@ class TaskLearner:
         _set_training(self._tuning.model, False)
         losses: list[float] = []
         predictions: list[Any] = []
-        for part in in_passes(examples, self._budget):
+        for part in self._passes(examples):
             if is_interrupted():
                 return None
             batch = self._collate(part)
@@ -209,12 +209,9 @@ class TaskLearner:
 
     def _accumulate_gradients(self, examples: Sequence[Example]) -> float:
         """Return the loss of a batch, whose gradients are then those of the batch as a whole."""
-        budget = sum(one.cost for one in examples) * len(examples)
-        if not self._task.is_batch_whole:
-            budget = self._budget
         sums: list[Tensor] = []
         weights = 0.0
-        for part in in_passes(examples, budget):
+        for part in self._passes(examples):
             total, weight = self._accumulate_pass(self._collate(part))
             sums.append(total)
             weights += weight
@@ -244,6 +241,19 @@ class TaskLearner:
         total = compute_loss()
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach(), weight
+
+    def _passes(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Yield examples in order, as many as go through the model together.
+
+        Where a loss compares the examples of a batch, they are batches as in training: so that a
+        held-out loss depends on their size alone, and can be compared with that of training.
+        """
+        if not self._task.is_batch_whole:
+            yield from in_passes(examples, self._budget)
+            return
+        size = self._chosen.batch_size
+        for start in range(0, len(examples), size):
+            yield examples[start : start + size]
 
     def _make_anchor(self) -> WeightAnchor | None:
         """Return what holds the weights at their start, where they are now."""
