@@ -14,7 +14,14 @@ import torch
 
 from app.domain.job_spec import AdapterSpec
 from app.storage.local import LocalStorage
-from tests.support.datasets import digits, faq_texts, movie_reviews, twitter_ner
+from tests.support.datasets import (
+    digits,
+    faq_completions,
+    faq_text_pairs,
+    faq_texts,
+    movie_reviews,
+    twitter_ner,
+)
 from tests.tasks.conftest import MINILM, FindModel, RunTask, encoded, make_task, task_spec
 from tests.tasks.quantities import quantity_answers
 from worker.tasks import LossOptions
@@ -44,6 +51,8 @@ CASES = {
     "question-answering": Case(lambda n: quantity_answers(n, answerable=0.5)),
     "image-classification": Case(digits, model="efficientnet-lite0"),
     "fill-mask": Case(faq_texts, method="continued_pretraining"),
+    "feature-extraction": Case(faq_text_pairs),
+    "text2text-generation": Case(faq_completions, "minilm-encoder-decoder"),
 }
 
 
