@@ -79,6 +79,8 @@ files = Table(
     # Of a dataset only: what kind of record it holds, and how many.
     Column("record_kind", String),
     Column("record_count", Integer),
+    # Of an uploaded adapter only: what it is.
+    Column("adapter", _json),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Index(None, "project_id", "created_at", "id"),

@@ -25,11 +25,27 @@ class DatasetRef:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterRef:
-    """A stored adapter to continue from: the storage prefix of its directory."""
+class FileRef:
+    """A stored file: where its content is and what it must hash to."""
 
-    model: str
-    storage_prefix: str
+    file_id: str
+    storage_key: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """A stored adapter to start from: of a fine-tuned model, or uploaded.
+
+    Attributes:
+        model: name of the fine-tuned model.
+        storage_prefix: of the directory of its adapter.
+        file: the zip that was uploaded instead; see `app.domain.adapter_archive`.
+    """
+
+    model: str | None = None
+    storage_prefix: str | None = None
+    file: FileRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

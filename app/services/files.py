@@ -1,20 +1,23 @@
-"""Files of a project: content first, row last; a dataset is checked before either."""
+"""Files of a project: content first, row last; what is uploaded is checked before either."""
 
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from typing import BinaryIO
 
 from sqlalchemy import Connection
 
 from app.db.repositories import files
 from app.db.repositories.files import File, NewFile
+from app.domain.adapter_archive import AdapterSummary, check_adapter
 from app.domain.datasets import DatasetSummary, check_dataset
 from app.domain.errors import FileInUse, InvalidInput, StorageFull, TooLarge
 from app.domain.ids import new_id
 from app.storage import Storage
 
 FINE_TUNE = "fine-tune"
+ADAPTER = "adapter"
 RESULTS = "fine-tune-results"
 
 _CHUNK_BYTES = 1 << 20
@@ -33,7 +36,7 @@ def store(
 ) -> NewFile:
     """Check an upload and store its content; the row is the caller's to add.
 
-    A dataset is stored as it came, whichever format it has: trainers read it by the same code.
+    It is stored as it came, whichever format it has: trainers read it by the same code.
 
     Args:
         stream: seekable.
@@ -41,8 +44,8 @@ def store(
             can go on writing.
 
     Raises:
-        InvalidFile: the dataset is not valid; the message names the line or row at fault, or what
-            is wrong with the file. Nothing was stored.
+        InvalidFile: the dataset or adapter is not valid; the message names the line or row at
+            fault, or what is wrong with the file. Nothing was stored.
         TooLarge: nothing was stored.
         StorageFull: nothing was stored.
     """
@@ -50,7 +53,10 @@ def store(
     summary: DatasetSummary | None = None
     if purpose == FINE_TUNE:
         summary = check_dataset(stream)
-        stream.seek(0)
+    adapter: AdapterSummary | None = None
+    if purpose == ADAPTER:
+        adapter = check_adapter(stream)
+    stream.seek(0)
     file_id = new_id("file-")
     key = f"files/{file_id}"
     content = storage.put(key, _chunks(stream, max_bytes))
@@ -64,6 +70,7 @@ def store(
         storage_key=key,
         record_kind=summary.record_kind if summary else None,
         record_count=summary.record_count if summary else None,
+        adapter=asdict(adapter) if adapter else None,
         expires_after_seconds=expires_after_seconds,
     )
 
@@ -94,9 +101,9 @@ def remove(connection: Connection, project_id: str, file_id: str) -> File:
 
 def check_purpose(purpose: str) -> None:
     """Raises: InvalidInput, naming what is accepted."""
-    if purpose != FINE_TUNE:
+    if purpose not in (FINE_TUNE, ADAPTER):
         raise InvalidInput(
-            f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r}",
+            f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r} or {ADAPTER!r}",
             param="purpose",
         )
 

@@ -29,6 +29,7 @@ from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
 from app.domain.methods import Hyperparameters as CommonHyperparameters
 from app.domain.peft_kinds import PEFT_KINDS
+from app.services.job_starts import START_FILE
 from app.services.jobs import MIN_RECORDS_TO_HOLD_OUT
 from app.storage import Storage
 
@@ -55,13 +56,24 @@ def validate(database: Database, storage: Storage, catalogue: Catalogue, job: Jo
             param = "tunesmith.training.replay.file"
             replay_file = _find(database, job, replay["file"], param)
             _check_content(storage, replay_file, param)
+        start_file = _start_file(database, job)
+        if start_file is not None:
+            _check_content(storage, start_file, START_FILE)
         spec = _spec(
             catalogue, job, training_file, validation_file, resolutions, holdout, replay_file
         )
     except DomainError as error:
         _fail(database, job, error)
         return
-    _queue(database, job, spec, resolutions, holdout)
+    _queue(database, job, spec, resolutions, holdout, start_file)
+
+
+def _start_file(database: Database, job: Job) -> File | None:
+    """Return the uploaded adapter that a job starts from."""
+    start = msgspec.convert(job.start_from, AdapterRef | None)
+    if start is None or start.file is None:
+        return None
+    return _find(database, job, start.file.file_id, START_FILE)
 
 
 def _find(database: Database, job: Job, file_id: str, param: str) -> File:
@@ -172,6 +184,7 @@ def _queue(
     spec: JobSpec,
     resolutions: tuple[Resolution, ...],
     holdout: Resolution,
+    start_file: File | None,
 ) -> None:
     try:
         with database.write() as connection:
@@ -185,6 +198,14 @@ def _queue(
                 hyperparameters=job.hyperparameters
                 | {resolution.name: resolution.value for resolution in resolutions},
             )
+            if start_file is not None and not (start_file.adapter or {}).get("base_model"):
+                events.add(
+                    connection,
+                    job.id,
+                    f"The adapter {start_file.id} names no base model: whether it was made for "
+                    f"{job.base_model} cannot be checked beyond the shapes of its weights",
+                    level="warn",
+                )
             for resolution in (*resolutions, holdout):
                 if resolution.reason is not None:
                     events.add(

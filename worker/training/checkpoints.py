@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from app.domain.errors import InvalidInput, NotFound, StorageFull, TrainingFailed
-from app.domain.job_spec import JobSpec
+from app.domain.job_spec import AdapterRef, JobSpec
 from app.storage.port import Storage
 from worker.training.learner import Learner, StateTensors
 from worker.training.metrics import MetricsLog
+from worker.training.uploaded_start import unpacked
 from worker.trunk.listing import Damaged, verify_listing, write_listing
 
 FORMAT_VERSION = 2
@@ -135,12 +136,30 @@ def read_checkpoint(storage: Storage, prefix: str, spec: JobSpec) -> SavedLearne
     return saved
 
 
-def locate_start(storage: Storage, storage_prefix: str) -> Path:
-    """Return the directory of the adapter to start from, after comparing it with its list of files.
+@contextmanager
+def locate_start(storage: Storage, start: AdapterRef | None) -> Iterator[Path | None]:
+    """Lend the directory of the adapter to start from, after checking what is in it.
+
+    One of a fine-tuned model is compared with its list of files; one that was uploaded with its
+    digest, and it is unpacked for as long as the directory is lent.
+
+    Args:
+        start: None: there is none, and no directory.
 
     Raises:
         TrainingFailed: it is damaged or gone (`start_damaged`).
     """
+    if start is None:
+        yield None
+    elif start.file is not None:
+        with unpacked(storage, start.file) as directory:
+            yield directory
+    else:
+        assert start.storage_prefix is not None
+        yield _verified(storage, start.storage_prefix)
+
+
+def _verified(storage: Storage, storage_prefix: str) -> Path:
     try:
         directory = storage.directory(storage_prefix)
         verify_listing(directory.parent, part=directory.name)

@@ -18,14 +18,15 @@ def open_dataset(storage: Storage, file: DatasetRef, param: str) -> BinaryIO:
         TrainingFailed: its content is gone or has changed.
     """
     try:
-        if _sha256(storage, file.storage_key) != file.sha256:
+        if sha256_of(storage, file.storage_key) != file.sha256:
             raise _unusable(f"the content of file {file.file_id} has changed", param)
         return storage.open(file.storage_key)
     except NotFound as error:
         raise _unusable(f"the content of file {file.file_id} is gone", param) from error
 
 
-def _sha256(storage: Storage, key: str) -> str:
+def sha256_of(storage: Storage, key: str) -> str:
+    """Return the digest of stored content. Raises: NotFound."""
     digest = hashlib.sha256()
     with storage.open(key) as stream:
         while chunk := stream.read(1 << 20):

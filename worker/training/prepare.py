@@ -1,6 +1,7 @@
 """What must be in place before the first step: the model, the data, and where a run left off."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.domain.errors import TrainingFailed
@@ -42,8 +43,17 @@ class Prepared:
         }
 
 
-def prepare(command: Train, bases: WarmBases, storage: Storage, token_budget: int) -> Prepared:
+def prepare(
+    command: Train,
+    bases: WarmBases,
+    storage: Storage,
+    token_budget: int,
+    start: Path | None,
+) -> Prepared:
     """Load, encode and restore.
+
+    Args:
+        start: directory of the adapter that the run starts from; None: from the base model.
 
     Raises:
         TrainingFailed: a dataset has a record that cannot be trained on, or none that can; or
@@ -54,7 +64,7 @@ def prepare(command: Train, bases: WarmBases, storage: Storage, token_budget: in
     saved = _read_saved(command, storage)
     is_packed = command.spec.task == TEXT_GENERATION
     make = resolve(METHODS[command.spec.method].learner if is_packed else _TASK_LEARNER)
-    learner, base_load_seconds = make(command, bases, storage, token_budget)
+    learner, base_load_seconds = make(command, bases, storage, token_budget, start)
     if saved is not None:
         try:
             restore(learner, saved)

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.domain.job_spec import DatasetRef, JobSpec
+from app.domain.job_spec import DatasetRef
 from app.domain.registry import resolve
 from app.storage.port import Storage
 from worker.training.bases import WarmBase, WarmBases
 from worker.training.batches import split
-from worker.training.checkpoints import locate_start
 from worker.training.commands import Train
 from worker.training.dataset_content import open_dataset
 from worker.training.earlier import remember, with_replayed
@@ -22,7 +21,6 @@ from worker.training.packed_learner import PackedLearner
 from worker.training.records import EncodedDataset, encode_dataset
 from worker.training.session import Session, starting_adapter
 from worker.training.trained_weights import LoraWeights
-from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import load_adapter
 from worker.trunk.trunk import load_trunk
 
@@ -34,9 +32,12 @@ _TUNED_SESSION = "worker.training.prepare_tuned:make_tuned_session"
 
 
 def make_packed_learner(
-    command: Train, bases: WarmBases, storage: Storage, token_budget: int
+    command: Train, bases: WarmBases, storage: Storage, token_budget: int, start: Path | None
 ) -> tuple[Learner, float]:
     """Return a learner before its first step, and the seconds that loading its base model took.
+
+    Args:
+        start: directory of the adapter that the run starts from; None: from the base model.
 
     Raises:
         TrainingFailed: a dataset has a record that cannot be trained on, or none that can.
@@ -72,11 +73,8 @@ def make_packed_learner(
     origin = Origin(spec, command.base, trunk.directory, bases.profile, chat_template(trunk))
     name = command.base.name_or_path
     if not is_shared:
-        directory = (
-            locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
-        )
         tuned: TunedSession = resolve(_TUNED_SESSION)(
-            spec, method, trunk, training, records, directory, name, keeps_start=keeps_start
+            spec, method, trunk, training, records, start, name, keeps_start=keeps_start
         )
         learner = PackedLearner(
             tuned.trunk,
@@ -89,10 +87,10 @@ def make_packed_learner(
             noise_alpha=noise_alpha,
         )
         return learner, base_load_seconds
-    start = load_start(storage, spec)
-    adapter = starting_adapter(trunk, spec, start)
+    before = load_adapter(start) if start is not None else None
+    adapter = starting_adapter(trunk, spec, before)
     # Where the run starts from another adapter, that is what a method compares with.
-    reference = start if keeps_start else None
+    reference = before if keeps_start else None
     session = Session(
         spec,
         method,
@@ -123,13 +121,6 @@ def _own(command: Train, bases: WarmBases) -> tuple[WarmBase, float]:
     started = time.perf_counter()
     base = WarmBase(load_trunk(Path(command.base.directory), bases.profile))
     return base, time.perf_counter() - started
-
-
-def load_start(storage: Storage, spec: JobSpec) -> LoraAdapter | None:
-    """Return the adapter that a run starts from; None where it starts from the base model."""
-    if spec.start_from is None:
-        return None
-    return load_adapter(locate_start(storage, spec.start_from.storage_prefix))
 
 
 def _dataset(

@@ -17,7 +17,6 @@ from worker.tasks import Example, LossOptions, Outline, Task
 from worker.tasks.labels import class_weights
 from worker.training.bases import WarmBases
 from worker.training.batches import derived_seed
-from worker.training.checkpoints import locate_start
 from worker.training.commands import Train
 from worker.training.dataset_content import open_dataset
 from worker.training.examples import EncodedExamples, encode_examples
@@ -30,16 +29,18 @@ from worker.tuning.making import make_tuning
 
 
 def make_task_learner(
-    command: Train, bases: WarmBases, storage: Storage, token_budget: int
+    command: Train, bases: WarmBases, storage: Storage, token_budget: int, start: Path | None
 ) -> tuple[Learner, float]:
     """Return a learner before its first step, and the seconds that loading its base model took.
+
+    Args:
+        start: directory of the adapter that the run starts from; None: from the base model.
 
     Raises:
         TrainingFailed: a dataset has a record that cannot be trained on.
         InvalidInput: the base model or the adapter to start from cannot be used.
     """
     spec, directory = command.spec, Path(command.base.directory)
-    start = locate_start(storage, spec.start_from.storage_prefix) if spec.start_from else None
     outline = _survey(command, storage) if start is None else _outline_of(start)
     # The head's and the adapter's first weights.
     torch.manual_seed(derived_seed(spec.seed, "adapter"))

@@ -13,7 +13,12 @@ from app.domain.tasks import TASKS
 from app.storage.port import Storage, open_storage
 from worker.training.bases import WarmBases
 from worker.training.best import best_step, epochs_since_best
-from worker.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from worker.training.checkpoints import (
+    Checkpoint,
+    locate_start,
+    read_checkpoint,
+    write_checkpoint,
+)
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
 from worker.training.outcome import Outcome
@@ -54,7 +59,8 @@ def run_job(
             StepLog(_path(command.step_log), command.spec.job_id, command.epoch)
         )
         storage = open_storage(command.storage_url)
-        prepared = prepare(command, bases, storage, token_budget)
+        start = stack.enter_context(locate_start(storage, command.spec.start_from))
+        prepared = prepare(command, bases, storage, token_budget, start)
         stack.callback(prepared.learner.close)
         send("prepared", **prepared.as_message())
         _Run(command, prepared, storage, deadline, step_log, commands, send).train()

@@ -35,6 +35,13 @@ _FILE = (
     "A line of each kind:\n\n"
 ) + "\n".join(f"- {kind.name}: `{kind.example}`" for kind in RECORD_KINDS)
 
+_PURPOSE = (
+    "`fine-tune` for a dataset. `adapter` for an adapter that jobs start from: a zip of the "
+    "directory that peft saves, with `adapter_config.json` and `adapter_model.safetensors`, and "
+    "for tasks beside text generation the `task.json` of Tunesmith's own adapters. No other "
+    "purpose is supported."
+)
+
 _FORM_FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
 
@@ -51,7 +58,7 @@ async def _only_known_fields(request: Request) -> None:
 @router.post(
     "",
     operation_id="createFile",
-    summary="Upload a dataset",
+    summary="Upload a dataset or an adapter",
     response_model=OpenAIFile,
     responses=errors(400, 409, 413, 422, 503),
     dependencies=[Depends(_only_known_fields)],
@@ -68,16 +75,16 @@ def create_file(
             json_schema_extra={"format": "binary"},
         ),
     ],
-    purpose: Annotated[str, Form(description="`fine-tune`.", examples=["fine-tune"])],
+    purpose: Annotated[str, Form(description=_PURPOSE, examples=["fine-tune"])],
     expires_after_anchor: Annotated[Anchor | None, Form(alias="expires_after[anchor]")] = None,
     expires_after_seconds: Annotated[
         int | None, Form(alias="expires_after[seconds]", ge=3_600, le=2_592_000)
     ] = None,
 ) -> Response:
-    """Check a dataset record by record and store it.
+    """Check a dataset record by record, or an adapter tensor by tensor, and store it.
 
     What is wrong with it is told here, not later: the first line at fault, the field, and what was
-    expected. All records of a file are of one kind, known from the keys of the first.
+    expected. All records of a dataset are of one kind, known from the keys of the first.
     """
     files.check_purpose(purpose)
     if (expires_after_anchor is None) != (expires_after_seconds is None):

@@ -136,6 +136,14 @@ class EvaluationOptions(Request):
     deploy_if: DeployIf | None = None
 
 
+class StartOptions(Request):
+    """What the job starts from instead of the base model `model`."""
+
+    file: Annotated[
+        Text, Field(description="Id of a file uploaded for `adapter`, which was made for `model`.")
+    ]
+
+
 class JobExtension(Request):
     """What Tunesmith takes beyond OpenAI's fields (through the client's `extra_body`)."""
 
@@ -144,6 +152,10 @@ class JobExtension(Request):
         Field(description="A pipeline name; known from the model and the records if absent."),
     ] = None
     adapter: Adapter | None = None
+    start_from: Annotated[
+        StartOptions | None,
+        Field(description="An uploaded adapter, whose kind and shape the job keeps."),
+    ] = None
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
@@ -203,7 +215,7 @@ class CreateFineTuningJobRequest(Request):
         if self.method is not None:
             settings = getattr(self.method, name).model_dump()
             hyperparameters = settings.pop("hyperparameters")
-        adapter = self.tunesmith.adapter
+        adapter, start_from = self.tunesmith.adapter, self.tunesmith.start_from
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
@@ -218,6 +230,7 @@ class CreateFineTuningJobRequest(Request):
             seed=self.seed,
             suffix=self.suffix,
             metadata=self.metadata,
+            start_file=start_from.file if start_from else None,
         )
 
 

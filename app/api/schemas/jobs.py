@@ -33,12 +33,19 @@ class JobProgress(Response):
     attempt: int
 
 
+class JobStart(Response):
+    """The uploaded adapter that a job starts from."""
+
+    file: str
+
+
 class JobDetails(Response):
     """What Tunesmith tells beyond OpenAI's fields."""
 
     base_model: str
     task: str
     adapter: dict[str, Any]
+    start_from: JobStart | None
     training: dict[str, Any]
     evaluation: dict[str, Any]
     report: dict[str, Any] | None
@@ -105,6 +112,7 @@ class FineTuningJob(Response):
                 base_model=job.base_model,
                 task=job.task,
                 adapter=_adapter_of(job),
+                start_from=_start_of(job),
                 training=job.extension["training"],
                 evaluation=job.extension["evaluation"],
                 report=job.report,
@@ -197,6 +205,11 @@ class FineTuningJobCheckpointList(Response):
 def _adapter_of(job: Job) -> dict[str, Any]:
     spec = AdapterSpec.of_wire(job.extension["adapter"])
     return {"type": spec.type, **spec.complete_options()}
+
+
+def _start_of(job: Job) -> JobStart | None:
+    file = (job.start_from or {}).get("file")
+    return JobStart(file=file["file_id"]) if file else None
 
 
 def _learning_rate_of(job: Job) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, insert, or_, select
 
@@ -15,7 +16,11 @@ from app.domain.sweeps import SweepStatus
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A stored file of a project; `record_*` are set for datasets only."""
+    """A stored file of a project; `record_*` are set for datasets only.
+
+    Attributes:
+        adapter: of an uploaded adapter, the fields of `AdapterSummary`.
+    """
 
     id: str
     project_id: str
@@ -26,6 +31,7 @@ class File:
     storage_key: str
     record_kind: str | None
     record_count: int | None
+    adapter: dict[str, Any] | None
     created_at: float
     expires_at: float | None
 
@@ -43,6 +49,7 @@ class NewFile:
     storage_key: str
     record_kind: str | None = None
     record_count: int | None = None
+    adapter: dict[str, Any] | None = None
     expires_after_seconds: int | None = None
 
 
@@ -59,6 +66,7 @@ def add(connection: Connection, file: NewFile) -> File:
             storage_key=file.storage_key,
             record_kind=file.record_kind,
             record_count=file.record_count,
+            adapter=file.adapter,
             created_at=now(),
             expires_at=now() + file.expires_after_seconds if file.expires_after_seconds else None,
         )
@@ -136,6 +144,7 @@ def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
             jobs.c.training_file == file_id,
             jobs.c.validation_file == file_id,
             jobs.c.extension["training"]["replay"]["file"].as_string() == file_id,
+            jobs.c.start_from["file"]["file_id"].as_string() == file_id,
         ),
     )
     # Its next job will read the files of the last.
@@ -145,6 +154,7 @@ def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
             sweeps.c.request["training_file"].as_string() == file_id,
             sweeps.c.request["validation_file"].as_string() == file_id,
             sweeps.c.request["training"]["replay"]["file"].as_string() == file_id,
+            sweeps.c.request["start_file"].as_string() == file_id,
         ),
     )
     return or_(exists(job), exists(sweep))

@@ -102,7 +102,7 @@ def make_session(
             checkpoint_interval_seconds=300.0,
         )
         learner: Any
-        learner, _ = make_reinforcement_learner(command, bases, storage, 1024)
+        learner, _ = make_reinforcement_learner(command, bases, storage, 1024, None)
         learner.close()
         session: ReinforcementSession = learner._session
         return session

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from app.domain.graders import parse_grader
 from app.domain.job_spec import DatasetRef
@@ -15,20 +16,23 @@ from worker.training.learner import Learner
 from worker.training.manifest import Origin, chat_template
 from worker.training.methods import Method
 from worker.training.methods.reinforcement import RolloutOptions
-from worker.training.prepare_packed import load_start
 from worker.training.reinforcement.learner import ReinforcementLearner
 from worker.training.reinforcement.prompts import PromptDataset, encode_prompts
 from worker.training.reinforcement.rollouts import Rollouts
 from worker.training.reinforcement.session import ReinforcementSession
 from worker.training.session import starting_adapter
 from worker.training.trained_weights import LoraWeights
+from worker.trunk.peft_format import load_adapter
 from worker.trunk.trunk import Trunk
 
 
 def make_reinforcement_learner(
-    command: Train, bases: WarmBases, storage: Storage, token_budget: int
+    command: Train, bases: WarmBases, storage: Storage, token_budget: int, start: Path | None
 ) -> tuple[Learner, float]:
     """Return a learner before its first step, and the seconds that loading its base model took.
+
+    Args:
+        start: directory of the adapter that the run starts from; None: from the base model.
 
     Raises:
         TrainingFailed: a dataset has a record that cannot be answered, or none that can.
@@ -48,10 +52,10 @@ def make_reinforcement_learner(
     elif spec.evaluation.holdout > 0:
         records, kept_out = split(len(records), spec.evaluation.holdout, spec.seed)
         heldout = (training, kept_out) if kept_out else None
-    start = load_start(storage, spec)
-    adapter = starting_adapter(trunk, spec, start)
+    before = load_adapter(start) if start is not None else None
+    adapter = starting_adapter(trunk, spec, before)
     # Where the run starts from another adapter, that is what its divergence is measured from.
-    reference = start if method.needs_reference else None
+    reference = before if method.needs_reference else None
     options = RolloutOptions.of(spec.method_options)
     rollouts = Rollouts(
         trunk,
