@@ -112,7 +112,7 @@ def test_feedback_is_for_kto(run_attempt: RunAttempt, storage: LocalStorage) -> 
 
 
 def test_the_reference_is_what_the_run_starts_from(
-    run_attempt: RunAttempt, storage: LocalStorage
+    run_attempt: RunAttempt, storage: LocalStorage, tiny_trunk: Trunk
 ) -> None:
     spec = spec_of(storage)
     first = run_attempt(replace(spec, job_id="first"), implementation=DPO)
@@ -128,17 +128,6 @@ def test_the_reference_is_what_the_run_starts_from(
     assert step["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
     # And afterwards the reference has stayed where it was.
     assert second.of_type("validation")[-1]["valid_reward_margin"] > 1e-3
-
-
-def test_the_trunk_is_left_as_it_was(
-    run_attempt: RunAttempt, storage: LocalStorage, tiny_trunk: Trunk
-) -> None:
-    spec = spec_of(storage)
-    first = run_attempt(replace(spec, job_id="first"), implementation=DPO)
-    start = AdapterRef("ft:first", f"{first.last['prefix']}/adapter")
-
-    run_attempt(replace(spec, start_from=start), implementation=DPO)
-
     assert tiny_trunk.adapters == ()
 
 
