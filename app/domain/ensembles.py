@@ -1,13 +1,15 @@
 """Ensembles: several models that answer as one, and how their answers become one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from app.domain.errors import InvalidInput
 
-EnsembleMethod = Literal["mean_probabilities"]
+EnsembleMethod = Literal["mean_probabilities", "mean_adapters"]
 
 MAX_MEMBERS = 16
+
+MEAN_ADAPTERS: Final = "mean_adapters"
 
 # What is predicted by classes with a probability each, and how many of them are told by itself:
 # as many as by a single model.

@@ -9,7 +9,7 @@ from app.domain.tasks import TEXT_GENERATION
 FEATURE_EXTRACTION = "feature-extraction"
 TEXT_CLASSIFICATION = "text-classification"
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 PREDICTIONS: Final = "/v1/predictions"
 EMBEDDINGS = "/v1/embeddings"

@@ -42,6 +42,7 @@ def open_vllm(settings: Settings) -> "OpenAIHTTPEngine":
             "server cannot load adapters with a head.",
             "/v1/explanations": "Explanations need the built-in engine (ENGINE_KIND=builtin).",
         },
+        has_means=False,
     )
 
 
@@ -51,6 +52,7 @@ class OpenAIHTTPEngine:
     Args:
         loaded_already: the words in a 400 that mean the adapter is there.
         missing: why the server does not answer on some routes.
+        has_means: whether it takes means of adapters.
     """
 
     def __init__(
@@ -58,10 +60,13 @@ class OpenAIHTTPEngine:
         client: httpx.AsyncClient,
         loaded_already: str | None = None,
         missing: Mapping[Route, str] | None = None,
+        *,
+        has_means: bool = True,
     ) -> None:
         self._client = client
         self._loaded_already = loaded_already
         self._missing = missing or {}
+        self._has_means = has_means
         self._loaded: set[str] = set()
 
     async def complete(
@@ -118,7 +123,17 @@ class OpenAIHTTPEngine:
         return response
 
     async def _load(self, adapter: AdapterFiles) -> None:
-        body = {"lora_name": adapter.name, "lora_path": str(adapter.directory)}
+        body: dict[str, Any] = {"lora_name": adapter.name, "lora_path": str(adapter.directory)}
+        if adapter.members:
+            if not self._has_means:
+                raise InvalidInput(
+                    "Means of adapters need the built-in engine (ENGINE_KIND=builtin).",
+                    param="model",
+                    code="unsupported_by_engine",
+                )
+            body["lora_members"] = [
+                {"lora_path": str(one.directory), "weight": one.weight} for one in adapter.members
+            ]
         try:
             response = await self._client.post(_LOAD, json=body)
         except httpx.HTTPError as error:

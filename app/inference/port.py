@@ -1,6 +1,6 @@
 """What the API asks of an engine, and the registry of engines."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,11 +18,24 @@ Route = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """One of the adapters that a mean is taken of; the weights of all are 1 together."""
+
+    directory: Path
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """An adapter to answer with: its immutable name and the directory of its files."""
+    """An adapter to answer with: its immutable name and the directory of its files.
+
+    Attributes:
+        members: if it is the mean of several adapters, these; the directory is that of the first.
+    """
 
     name: str
     directory: Path
+    members: Sequence[MemberFiles] = ()
 
 
 class EventStream(Protocol):
@@ -44,7 +57,7 @@ class EngineClient(Protocol):
 
         Raises:
             InvalidInput: the engine refuses the request; its words and field are passed on. Or it
-                has no such route.
+                has no such route, or takes no means of adapters.
             TooManyRequests: its queue is full.
             EngineUnavailable: it cannot be reached, or failed.
         """

@@ -1,10 +1,11 @@
 """Ensembles: making one of fine-tuned models, and answering with all of them as with one.
 
-Every member is asked over the engine's port, as any model is, so that members may have different
-base models and need not fit into an engine's memory together.
+Of a mean of probabilities every member is asked over the engine's port, as any model is, so that
+members may have different base models and need not fit into an engine's memory together. A mean of
+adapters is an adapter, which the engine makes of its members whenever it loads it: the row is all
+that there is of it.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +18,19 @@ from app.db.repositories.adapters import Adapter
 from app.db.repositories.ensembles import Ensemble, Member, NewEnsemble
 from app.db.repositories.keys import Principal
 from app.domain.ensembles import (
-    TASKS_WITH_PROBABILITIES,
+    MEAN_ADAPTERS,
     EnsembleMethod,
     mean,
     normalised,
     top_k,
 )
-from app.domain.errors import InvalidInput, ModelDamaged, NotFound
+from app.domain.errors import InvalidInput, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.task_routes import PREDICTIONS
 from app.inference import AdapterFiles, EngineClient
 from app.resources import Resources
 from app.services import models
-
-# What a task keeps beside an adapter: see `worker.task_file`.
-_TASK_FILE = "task.json"
+from app.services.ensemble_members import check_adapters, check_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ def prepare(resources: Resources, principal: Principal, request: EnsembleRequest
     Raises:
         NotFound: there is no such model in this project.
         InvalidInput: the models cannot answer as one; the message says why.
+        ModelDamaged: files of one cannot be read.
     """
     weights = normalised(request.weights, len(request.models))
     if len(set(request.models)) < len(request.models):
@@ -70,8 +70,8 @@ def prepare(resources: Resources, principal: Principal, request: EnsembleRequest
             for number, name in enumerate(request.models)
         ]
         base = models.find(connection, catalogue, project_id, members[0].name).base
-    _check_tasks(members)
-    _check_classes(members, [_classes(resources, member) for member in members])
+    check = check_adapters if request.method == MEAN_ADAPTERS else check_probabilities
+    check(resources.storage, members)
     return NewEnsemble(
         project_id=project_id,
         model=fine_tuned_model_name(
@@ -101,12 +101,15 @@ def remove(connection: Connection, project_id: str, ensemble_id: str) -> Ensembl
 
 
 def locate(resources: Resources, project_id: str, name: str) -> EnsembleFiles | None:
-    """Return the ensemble that a name stands for, with its files; None if it is no ensemble."""
+    """Return the ensemble that a name stands for, with its files.
+
+    None if it is no ensemble, or one that answers as an adapter does: see `models.locate`.
+    """
     if not name.startswith("ft:"):
         return None
     with resources.database.read() as connection:
         ensemble = ensembles.find(connection, project_id, name)
-        if ensemble is None:
+        if ensemble is None or ensemble.method == MEAN_ADAPTERS:
             return None
         members = [adapters.find(connection, project_id, one.model) for one in ensemble.members]
     storage = resources.storage
@@ -173,51 +176,3 @@ def _member(connection: Connection, project_id: str, name: str, param: str) -> A
             code="model_not_found",
         )
     return member
-
-
-def _check_tasks(members: Sequence[Adapter]) -> None:
-    first = members[0]
-    if first.task not in TASKS_WITH_PROBABILITIES:
-        raise InvalidInput(
-            f"{first.name!r} is a model for {first.task}: means are taken of probabilities, which "
-            f"models for {' and '.join(TASKS_WITH_PROBABILITIES)} give",
-            param="models[0]",
-        )
-    for number, member in enumerate(members):
-        if member.task != first.task:
-            raise InvalidInput(
-                f"{member.name!r} is a model for {member.task}, and {first.name!r} for "
-                f"{first.task}: members have one task",
-                param=f"models[{number}]",
-            )
-
-
-def _check_classes(members: Sequence[Adapter], classes: Sequence[Any]) -> None:
-    """Refuse members that do not choose from the same classes, in the same way."""
-    for number, (member, its) in enumerate(zip(members, classes, strict=True)):
-        if its != classes[0]:
-            raise InvalidInput(
-                f"{member.name!r} predicts {_told(its)}, and {members[0].name!r} "
-                f"{_told(classes[0])}: members predict the same",
-                param=f"models[{number}]",
-            )
-
-
-def _classes(resources: Resources, member: Adapter) -> tuple[str, tuple[str, ...]]:
-    """Return what kind of problem a model solves, and its labels. Raises: ModelDamaged."""
-    try:
-        path = resources.storage.directory(member.storage_prefix) / _TASK_FILE
-        outline = json.loads(path.read_bytes())["outline"]
-        return str(outline.get("problem", "single_label")), tuple(outline["labels"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotFound):
-        raise ModelDamaged(
-            f"The stored files of {member.name!r} are damaged; it cannot be a member."
-        ) from None
-
-
-def _told(classes: tuple[str, tuple[str, ...]]) -> str:
-    problem, labels = classes
-    if problem == "regression":
-        return "a number"
-    kind = "any" if problem == "multi_label" else "one"
-    return f"{kind} of {', '.join(labels[:10])}{' …' if len(labels) > 10 else ''}"

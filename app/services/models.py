@@ -7,9 +7,17 @@ from sqlalchemy import Connection
 from app.base_models import BaseModel, Catalogue
 from app.db.repositories import adapters, ensembles, jobs, sweeps
 from app.db.repositories.adapters import Adapter
+from app.domain.ensembles import MEAN_ADAPTERS
 from app.domain.errors import InvalidInput, ModelInUse, NotFound
-from app.domain.task_routes import PREDICTIONS, refuse_other_route, refuse_route_of_base
-from app.inference import AdapterFiles
+from app.domain.task_routes import (
+    CHAT,
+    COMPLETIONS,
+    PREDICTIONS,
+    refuse_other_route,
+    refuse_route_of_base,
+)
+from app.domain.tasks import TEXT_GENERATION
+from app.inference import AdapterFiles, MemberFiles
 from app.inference.port import Route
 from app.resources import Resources
 
@@ -34,7 +42,8 @@ def find(connection: Connection, catalogue: Catalogue, project_id: str, name: st
     adapter = adapters.find(connection, project_id, name)
     if adapter is None and ensembles.find(connection, project_id, name) is not None:
         raise InvalidInput(
-            f"The model {name!r} is an ensemble: it answers {PREDICTIONS} and nothing else.",
+            f"The model {name!r} is an ensemble, which can be called and nothing else: use "
+            f"{PREDICTIONS} or, if it is a mean of adapters, {CHAT} or {COMPLETIONS}.",
             param="model",
             code="wrong_route",
         )
@@ -56,7 +65,16 @@ def locate(resources: Resources, project_id: str, name: str, route: Route) -> Ad
     """
     catalogue = resources.catalogue
     with resources.database.read() as connection:
-        found = find(connection, catalogue, project_id, name)
+        mean = _mean_of_adapters(connection, project_id, name)
+        if not mean:
+            found = find(connection, catalogue, project_id, name)
+    if mean:
+        refuse_other_route(name, TEXT_GENERATION, route)
+        members = [
+            MemberFiles(resources.storage.directory(one.storage_prefix), weight)
+            for one, weight in mean
+        ]
+        return AdapterFiles(name, members[0].directory, members)
     if found.adapter is None:
         refuse_route_of_base(name, found.base.tasks, route)
         return None
@@ -107,6 +125,18 @@ def remove(connection: Connection, catalogue: Catalogue, project_id: str, name: 
     if adapters.has_prefix(connection, adapter.storage_prefix):
         return None
     return adapter.checkpoint_prefix
+
+
+def _mean_of_adapters(
+    connection: Connection, project_id: str, name: str
+) -> list[tuple[Adapter, float]]:
+    """Return the adapters whose weighted mean a name stands for; none if it is no such name."""
+    ensemble = ensembles.find(connection, project_id, name) if name.startswith("ft:") else None
+    if ensemble is None or ensemble.method != MEAN_ADAPTERS:
+        return []
+    members = [(adapters.find(connection, project_id, m.model), m.weight) for m in ensemble.members]
+    # The database keeps whatever an ensemble needs.
+    return [(adapter, weight) for adapter, weight in members if adapter is not None]
 
 
 def _other_names(connection: Connection, adapter: Adapter) -> list[str]:

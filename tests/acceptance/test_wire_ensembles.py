@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.storage import open_storage
-from tests.support.factories import add_adapter
+from tests.support.factories import BASE_MODEL, add_adapter
 from tests.support.fake_engine import ENCODER, REFUSE, SAY, FakeEngine
 from tests.support.service import Service
 from tests.support.wire import error_of
@@ -35,8 +35,20 @@ def pair(api: Service, key: str) -> list[str]:
     return names
 
 
+def add_lora(api: Service, key: str) -> str:
+    """Add a fine-tuned model for text generation, and return its name."""
+    name = f"ft:{BASE_MODEL}:acme::{secrets.token_hex(6)}"
+    with api.database() as database, database.write() as connection:
+        adapter = add_adapter(connection, api.project_of(key), name)
+    storage = open_storage(api.settings.storage_url)
+    scratch = storage.scratch()
+    (scratch / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    storage.publish(adapter.storage_prefix, scratch)
+    return name
+
+
 def asking(pair: list[str], **changes: Any) -> dict[str, Any]:
-    return {"models": pair, "method": "mean_probabilities", **changes}
+    return {"models": pair, "method": "mean_probabilities"} | changes
 
 
 def create(http: httpx.Client, pair: list[str], **changes: Any) -> dict[str, Any]:
@@ -58,7 +70,7 @@ def test_an_ensemble_is_there_and_then_gone(http: httpx.Client, pair: list[str])
     assert made["id"].startswith("ens-")
     assert made["object"] == "ensemble"
     # The base model of the rows that the factory makes, whatever their own name says.
-    assert made["model"].startswith("ft:smollm2-135m-instruct:acme:both:")
+    assert made["model"].startswith(f"ft:{BASE_MODEL}:acme:both:")
     assert made["members"] == [
         {"model": pair[0], "weight": 0.75},
         {"model": pair[1], "weight": 0.25},
@@ -131,6 +143,25 @@ def test_other_routes_refuse_an_ensemble(http: httpx.Client, pair: list[str]) ->
         error = error_of(http.post(route, json={"model": model, **body}), 400)
         assert "is an ensemble" in error["message"], route
         assert error["param"] == "model"
+
+
+def test_a_mean_of_adapters_chats(
+    api: Service, http: httpx.Client, key: str, fake_engine: FakeEngine
+) -> None:
+    names = [add_lora(api, key) for _ in range(2)]
+    made = create(http, names, method="mean_adapters")
+    body = {"model": made["model"], "messages": [{"role": "user", "content": f"{SAY}hello"}]}
+    fake_engine.means.clear()
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == made["model"]
+    (members,) = fake_engine.means
+    assert [member["weight"] for member in members] == [0.5, 0.5]
+    error = error_of(http.post(PREDICTIONS, json={"model": made["model"], "inputs": "x"}), 400)
+    assert "/v1/chat/completions" in error["message"]
+    assert http.delete(f"{ENSEMBLES}/{made['id']}").status_code == 200
+    assert fake_engine.unloads[-1] == made["model"]
+    error_of(http.post("/v1/chat/completions", json=body), 404)
 
 
 @pytest.mark.parametrize(

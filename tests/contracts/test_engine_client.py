@@ -20,7 +20,7 @@ from app.domain.errors import (
     ModelDamaged,
     TooManyRequests,
 )
-from app.inference import AdapterFiles, EngineClient, open_engine
+from app.inference import AdapterFiles, EngineClient, MemberFiles, open_engine
 from app.inference.port import ENGINES, Route
 from app.settings import Settings, load_settings
 from tests.support.factories import BASE_MODEL
@@ -115,6 +115,27 @@ def test_embeddings_have_a_route_on_every_engine(using: Use) -> None:
     body = {"model": BASE_MODEL, "input": ["hello", "you"]}
     answer = using(lambda client: client.complete("/v1/embeddings", body, None))
     assert [one["index"] for one in answer["data"]] == [0, 1]
+
+
+def test_a_mean_of_adapters_is_loaded_with_its_members_or_refused(
+    using: Use, settings: Settings, engine: FakeEngine
+) -> None:
+    members = (MemberFiles(ADAPTER.directory, 0.75), MemberFiles(OTHER.directory, 0.25))
+    mean = AdapterFiles("ft:base:acme:both:3", ADAPTER.directory, members)
+    if settings.engine_kind == "builtin":
+        assert using(complete(adapter=mean))["model"] == mean.name
+        assert engine.loads == [(mean.name, str(ADAPTER.directory))]
+        assert engine.means == [
+            [
+                {"lora_path": str(ADAPTER.directory), "weight": 0.75},
+                {"lora_path": str(OTHER.directory), "weight": 0.25},
+            ]
+        ]
+        return
+    with pytest.raises(InvalidInput, match="built-in engine") as refused:
+        using(complete(adapter=mean))
+    assert refused.value.code == "unsupported_by_engine"
+    assert engine.loads == engine.requests == []
 
 
 def test_predictions_are_refused_where_the_engine_has_none(

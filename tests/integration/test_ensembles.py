@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app.base_models import load_catalogue
 from app.db.database import Database
@@ -15,8 +15,10 @@ from app.db.repositories import adapters
 from app.db.repositories import ensembles as rows
 from app.db.repositories.ensembles import Ensemble
 from app.db.repositories.keys import Principal
+from app.db.tables import adapters as adapter_table
 from app.db.tables import ensemble_members
 from app.domain.errors import DomainError, InvalidInput, ModelDamaged, ModelInUse, NotFound
+from app.domain.task_routes import CHAT, PREDICTIONS
 from app.resources import Resources
 from app.services import ensembles, models
 from app.services.ensembles import EnsembleRequest
@@ -245,6 +247,78 @@ def test_what_cannot_answer_as_one_is_refused(
     with pytest.raises(InvalidInput) as refused:
         create(resources, owner, asking(*pair, weights=[1.0]))
     assert refused.value.param == "weights"
+
+
+class TestMeansOfAdapters:
+    def test_the_members_are_located_as_one_adapter(
+        self, resources: Resources, owner: Principal
+    ) -> None:
+        names = [add_lora(resources, owner, f"ft:lora:{number}") for number in range(2)]
+        made = create(resources, owner, asking(*names, method="mean_adapters", weights=[3, 1]))
+        assert made.task == "text-generation"
+        # It is an adapter to whoever calls it, and no name to train from or to grade by.
+        assert ensembles.locate(resources, owner.project_id, made.model) is None
+        files = models.locate(resources, owner.project_id, made.model, CHAT)
+        assert files is not None
+        assert files.name == made.model
+        assert [one.weight for one in files.members] == [0.75, 0.25]
+        assert files.directory == files.members[0].directory != files.members[1].directory
+        assert all((one.directory / "adapter_config.json").is_file() for one in files.members)
+        with pytest.raises(InvalidInput, match="is a model for text-generation: use"):
+            models.locate(resources, owner.project_id, made.model, PREDICTIONS)
+        with (
+            resources.database.read() as connection,
+            pytest.raises(InvalidInput, match="is an ensemble"),
+        ):
+            models.find(connection, CATALOGUE, owner.project_id, made.model)
+        with pytest.raises(ModelInUse):
+            remove(resources.database, owner, names[0])
+
+    def test_what_has_no_mean_is_refused(
+        self, resources: Resources, owner: Principal, pair: list[str]
+    ) -> None:
+        first = add_lora(resources, owner, "ft:lora:1")
+        add_lora(resources, owner, "ft:ia3", config={"peft_type": "IA3"})
+        add_lora(resources, owner, "ft:dora", config={"peft_type": "LORA", "use_dora": True})
+        add_lora(resources, owner, "ft:full", config=None)
+        add_lora(resources, owner, "ft:template", template="1" * 64)
+        other = add_lora(resources, owner, "ft:other-base")
+        with resources.database.write() as connection:
+            connection.execute(
+                update(adapter_table)
+                .where(adapter_table.c.name == other)
+                .values(base_model="all-minilm-l6-v2")
+            )
+        for name, words in (
+            (pair[0], "is a model for text-classification, with a head of its own"),
+            ("ft:ia3", "is no plain LoRA adapter"),
+            ("ft:dora", "is no plain LoRA adapter"),
+            ("ft:full", "is no plain LoRA adapter"),
+            ("ft:template", "another chat template than 'ft:lora:1'"),
+            (other, "of all-minilm-l6-v2, and 'ft:lora:1' of"),
+        ):
+            with pytest.raises(InvalidInput, match=words) as refused:
+                create(resources, owner, asking(first, name, method="mean_adapters"))
+            assert refused.value.param == "models[1]"
+
+
+def add_lora(
+    resources: Resources,
+    owner: Principal,
+    name: str,
+    *,
+    config: dict[str, Any] | None = {"peft_type": "LORA"},  # noqa: B006
+    template: str = "0" * 64,
+) -> str:
+    """Add a fine-tuned model for text generation with what describes its weights."""
+    with resources.database.write() as connection:
+        adapter = add_adapter(connection, owner.project_id, name)
+    scratch = resources.storage.scratch()
+    if config is not None:
+        (scratch / "adapter_config.json").write_text(json.dumps(config))
+    (scratch / "manifest.json").write_text(json.dumps({"chat_template_sha256": template}))
+    resources.storage.publish(adapter.storage_prefix, scratch)
+    return name
 
 
 def test_models_of_numbers_and_of_several_labels_can_be_joined(

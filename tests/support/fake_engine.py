@@ -50,6 +50,7 @@ class FakeEngine:
         has_idempotent_loads: whether a second load of a name succeeds (as in the built-in
             engine) or is refused (as in vLLM).
         loads: every load, as (name, directory).
+        means: of every load that is a mean of adapters, its members as they were sent.
         requests: every request to answer, as its body.
         disconnected: set when a client went away before its answer was complete.
     """
@@ -57,6 +58,7 @@ class FakeEngine:
     url: str = ""
     has_idempotent_loads: bool = False
     loads: list[tuple[str, str]] = field(default_factory=list)
+    means: list[list[dict[str, Any]]] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
@@ -74,6 +76,8 @@ class FakeEngine:
         body = await request.json()
         name = body["lora_name"]
         self.loads.append((name, body["lora_path"]))
+        if "lora_members" in body:
+            self.means.append(body["lora_members"])
         if name in self._loaded and not self.has_idempotent_loads:
             message = f"The lora adapter '{name}' has already been loaded."
             return _error(400, message, "InvalidUserInput")

@@ -128,7 +128,8 @@ async def _stats(request: Request) -> Response:
 
 async def _load_adapter(request: Request) -> Response:
     asked = parse(AdapterLoad, await _body(request))
-    await _engine(request).load_adapter(asked.lora_name, asked.lora_path)
+    members = [(member.lora_path, member.weight) for member in asked.lora_members]
+    await _engine(request).load_adapter(asked.lora_name, asked.lora_path, members)
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
 
@@ -216,7 +217,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "tunesmith",
         "root": str(model.directory),
-        "parent": model.base.files.id if model.slot is not None else None,
+        "parent": model.base.files.id if model.slot is not None or model.is_alone else None,
         "max_model_len": model.base.files.context_length,
     }
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,21 @@ from app.domain.errors import InvalidInput, NotFound, Unavailable
 from app.domain.registry import resolve
 from app.domain.task_routes import CHAT, EMBEDDINGS, refuse_other_route, refuse_route_of_base
 from app.domain.tasks import TEXT_GENERATION
-from worker.serving.adapters import check_fits, inspect_adapter, locate_adapter, task_of
+from worker.serving.adapters import (
+    AdapterFiles,
+    check_fits,
+    inspect_adapter,
+    locate_adapter,
+    task_of,
+)
 from worker.serving.base import ServedBase
 from worker.serving.loop import LoopLimits
 from worker.serving.served_adapters import read_mixed
 from worker.serving.settings import EngineSettings
 from worker.serving.task_models import ServedTaskModel, TaskModels
 from worker.trunk.device import DeviceProfile
+from worker.trunk.lora import LoraAdapter
+from worker.trunk.lora_mean import weighted_mean
 from worker.trunk.trunk import Trunk
 
 _MERGE = "worker.tuning.merging:merge_into"
@@ -136,8 +144,14 @@ class Engine:
                 self._bases[name] = self._bases[files.id]
         return self._bases[name]
 
-    async def load_adapter(self, name: str, path: str) -> None:
+    async def load_adapter(
+        self, name: str, path: str, members: Sequence[tuple[str, float]] = ()
+    ) -> None:
         """Put an adapter into service; doing so twice is not an error.
+
+        Args:
+            members: paths and weights of the LoRA adapters whose mean it is, if it is one; `path`
+                is then that of the first.
 
         Raises:
             InvalidInput: the path is not allowed, the name stands for something else, or the
@@ -146,7 +160,14 @@ class Engine:
         """
         root = self._settings.adapter_root
         directory = await asyncio.to_thread(locate_adapter, root, path)
+        parts = [
+            (await asyncio.to_thread(locate_adapter, root, one), weight) for one, weight in members
+        ]
         if await asyncio.to_thread(task_of, directory) != TEXT_GENERATION:
+            if parts:
+                raise InvalidInput(
+                    f"a mean is taken of adapters for {TEXT_GENERATION}", param="lora_members"
+                )
             if name in self._adapters or name in self._bases:
                 raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
             await self.tasks.load_tuned(name, directory)
@@ -154,7 +175,11 @@ class Engine:
         async with self._adapter_loading:
             existing = self._adapters.get(name) or self._bases.get(name) or self.tasks.find(name)
             if existing is None:
-                self._adapters[name] = await self._served_adapter(name, directory)
+                self._adapters[name] = await (
+                    self._served_mean(name, parts)
+                    if parts
+                    else self._served_adapter(name, directory)
+                )
                 logger.info("loaded adapter %s from %s", name, directory)
             elif existing.directory != directory:
                 raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
@@ -201,15 +226,7 @@ class Engine:
         return ServedModel(files.id, base, files.directory, _fingerprint(files.revision))
 
     async def _served_adapter(self, name: str, directory: Path) -> ServedModel:
-        files = await asyncio.to_thread(inspect_adapter, directory)
-        try:
-            base = (await self.load_base(files.base_name)).base
-        except NotFound:
-            raise InvalidInput(
-                f"the adapter was trained on {files.base_name!r}, which is not served here",
-                param="lora_path",
-            ) from None
-        await asyncio.to_thread(check_fits, files, base.files)
+        files, base = await self._inspected(directory)
         adapter = await asyncio.to_thread(read_mixed, directory, base.input_width)
         fingerprint = _fingerprint(base.files.revision, files.digest)
         self._make_room(self._settings.max_adapters, list(self._adapters))
@@ -223,6 +240,40 @@ class Engine:
         slot = f"{name}#{next(self._slot_numbers)}"
         await asyncio.wrap_future(base.loop.attach(slot, adapter))
         return ServedModel(name, base, directory, fingerprint, slot, files.chat_template)
+
+    async def _served_mean(self, name: str, members: Sequence[tuple[Path, float]]) -> ServedModel:
+        adapters, digests = list[LoraAdapter](), list[str]()
+        files, base = await self._inspected(members[0][0])
+        for directory, weight in members:
+            its_files, its_base = await self._inspected(directory)
+            adapter = await asyncio.to_thread(read_mixed, directory, base.input_width)
+            is_alike = its_base is base and its_files.chat_template == files.chat_template
+            if not is_alike or not isinstance(adapter, LoraAdapter):
+                raise InvalidInput(
+                    "a mean is taken of LoRA adapters of one base model and chat template",
+                    param="lora_members",
+                )
+            adapters.append(adapter)
+            digests.append(f"{its_files.digest} {weight}")
+        mean = await asyncio.to_thread(weighted_mean, adapters, [one for _, one in members])
+        self._make_room(self._settings.max_adapters, list(self._adapters))
+        slot = f"{name}#{next(self._slot_numbers)}"
+        await asyncio.wrap_future(base.loop.attach(slot, mean))
+        fingerprint = _fingerprint(base.files.revision, *digests)
+        return ServedModel(name, base, members[0][0], fingerprint, slot, files.chat_template)
+
+    async def _inspected(self, directory: Path) -> tuple[AdapterFiles, ServedBase]:
+        """Return an adapter's files, checked, and the base model that they fit."""
+        files = await asyncio.to_thread(inspect_adapter, directory)
+        try:
+            base = (await self.load_base(files.base_name)).base
+        except NotFound:
+            raise InvalidInput(
+                f"the adapter was trained on {files.base_name!r}, which is not served here",
+                param="lora_path",
+            ) from None
+        await asyncio.to_thread(check_fits, files, base.files)
+        return files, base
 
     async def _own_weights(self, files: InstalledBaseModel, directory: Path) -> ServedBase:
         """Return a base model with the adapter merged into its weights, on a loop of its own."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from app.domain.ensembles import MAX_MEMBERS
 from app.domain.errors import InvalidInput
 from worker.generation.sampling import SamplingParameters
 
@@ -184,11 +185,22 @@ class CompletionRequest(_Request):
         return self.prompt
 
 
+class AdapterMember(Wire):
+    lora_path: _Text
+    weight: Annotated[float, Field(gt=0, le=1)]
+
+
 class AdapterLoad(Wire):
-    """The body of `POST /v1/load_lora_adapter`."""
+    """The body of `POST /v1/load_lora_adapter`.
+
+    Attributes:
+        lora_members: what the adapter is the weighted mean of, if it is one. vLLM has no such
+            field.
+    """
 
     lora_name: Annotated[str, Field(min_length=1, max_length=512)]
     lora_path: _Text
+    lora_members: list[AdapterMember] = Field(default_factory=list, max_length=MAX_MEMBERS)
 
 
 class AdapterUnload(Wire):

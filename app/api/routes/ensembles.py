@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
 from app.api.deps import AfterQuery, PrincipalDep, ResourcesDep
@@ -16,7 +17,8 @@ from app.api.schemas.ensembles import (
     EnsembleObject,
 )
 from app.db.repositories import ensembles as rows
-from app.db.repositories.ensembles import NewEnsemble
+from app.db.repositories.ensembles import Ensemble, NewEnsemble
+from app.resources import Resources
 from app.services import ensembles
 
 router = APIRouter(prefix="/v1/ensembles", tags=["Ensembles"])
@@ -37,8 +39,9 @@ def create_ensemble(
 ) -> Response:
     """Let several fine-tuned models answer as one, under a name of its own, from now on.
 
-    They answer `/v1/predictions`; `parameters` may hold `top_k`. None of them can be deleted as
-    long as the ensemble is there.
+    A mean of probabilities answers `/v1/predictions`, where `parameters` may hold `top_k`; a mean
+    of adapters `/v1/chat/completions` and `/v1/completions`. No member can be deleted as long as
+    the ensemble is there.
     """
     request = body.to_domain()
 
@@ -84,10 +87,15 @@ def retrieve_ensemble(
     summary="Delete an ensemble",
     responses=errors(404),
 )
-def delete_ensemble(
+async def delete_ensemble(
     resources: ResourcesDep, principal: PrincipalDep, ensemble_id: str
 ) -> DeletedEnsemble:
     """Delete an ensemble; its members stay. Its name is never used again."""
-    with resources.database.write() as connection:
-        ensembles.remove(connection, principal.project_id, ensemble_id)
+    gone = await run_in_threadpool(_delete, resources, principal.project_id, ensemble_id)
+    await resources.engine.forget(gone.model)
     return DeletedEnsemble(id=ensemble_id)
+
+
+def _delete(resources: Resources, project_id: str, ensemble_id: str) -> Ensemble:
+    with resources.database.write() as connection:
+        return ensembles.remove(connection, project_id, ensemble_id)

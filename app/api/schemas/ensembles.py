@@ -13,7 +13,8 @@ _Method = Annotated[
     EnsembleMethod,
     Field(
         description="`mean_probabilities`: the weighted mean of the members' probabilities, or of "
-        "the numbers that they predict."
+        "the numbers that they predict. `mean_adapters`: one LoRA adapter whose update is the "
+        "weighted mean of the members' updates; it generates text as any adapter does."
     ),
 ]
 
@@ -26,8 +27,9 @@ class CreateEnsembleRequest(Request):
         Field(
             min_length=2,
             max_length=MAX_MEMBERS,
-            description="Fine-tuned models or models of checkpoints: of one task and the same "
-            "labels, of any base models.",
+            description="Fine-tuned models or models of checkpoints. For `mean_probabilities`: of "
+            "one task and the same labels, of any base models. For `mean_adapters`: LoRA adapters "
+            "for text-generation, of one base model and chat template.",
         ),
     ]
     method: _Method
