@@ -48,8 +48,7 @@ def test_both_sides_know_the_same_losses() -> None:
 def test_packing_changes_nothing(tiny_trunk: Trunk, loss_type: str) -> None:
     shape = LoraSpec(r=2, alpha=4)
     adapter = random_adapter(tiny_trunk, shape, 1)
-    records = [*PREFERENCES, *(FEEDBACK if loss_type == "kto" else [])]
-    spec = job_spec(UNUSED, batch_size=len(records), adapter=shape)
+    spec = job_spec(UNUSED, batch_size=len(PREFERENCES), adapter=shape)
     spec = with_options(spec, loss_type=loss_type, beta=0.5)
     method = Dpo(spec)
     dataset = encode(tiny_trunk, method, PREFERENCES)

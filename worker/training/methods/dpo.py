@@ -72,27 +72,21 @@ class Dpo:
         Raises:
             TrainingFailed: there are single answers, from which the loss cannot learn.
         """
-        wanted: list[EncodedRecord] = []
-        unwanted: list[EncodedRecord] = []
-        chosen_tokens = 0
+        chosen = rejected = chosen_tokens = 0
         for part in batch:
-            chosen_tokens += int((part.scores > 0)[part.owners].sum())
-            for one in part.encoded():
-                (wanted if one.score > 0 else unwanted).append(one)
-        if self._loss_type.needs_pairs and len(wanted) != len(unwanted):
+            is_wanted = part.scores > 0
+            chosen += int(is_wanted.sum())
+            rejected += int((~is_wanted).sum())
+            chosen_tokens += int(is_wanted[part.owners].sum())
+        if self._loss_type.needs_pairs and chosen != rejected:
             raise TrainingFailed(
                 f"the loss_type {self._options.loss_type!r} compares two answers to the same "
                 "prompt, and the file has single ones",
                 code="invalid_training_file",
                 param="training_file",
             )
-        return AnswersInBatch(
-            chosen=len(wanted),
-            rejected=len(unwanted),
-            chosen_tokens=chosen_tokens,
-            # Side by side, so that neighbours answer different prompts.
-            kl=self._kl([*wanted, *unwanted], look_at) if self._loss_type.needs_kl else None,
-        )
+        kl = self._kl(batch, look_at) if self._loss_type.needs_kl else None
+        return AnswersInBatch(chosen, rejected, chosen_tokens, kl)
 
     def loss(self, rows: LabelRows, survey: AnswersInBatch) -> MethodLoss:
         found = preference_loss(self._preferences(rows, survey), self._options)
@@ -132,8 +126,12 @@ class Dpo:
 
         return Preferences(side(is_wanted), side(~is_wanted), chosen_nll, survey.kl)
 
-    def _kl(self, answers: Sequence[EncodedRecord], look_at: LookAt) -> Tensor:
+    def _kl(self, batch: Iterable[MicroBatch], look_at: LookAt) -> Tensor:
         """Return KTO's estimate, from answers to prompts that are not theirs."""
+        # Wanted ones first, so that neighbours answer different prompts where there are pairs.
+        answers = sorted(
+            (one for part in batch for one in part.encoded()), key=lambda one: -one.score
+        )
         policy: list[Tensor] = []
         reference: list[Tensor] = []
         for rows in look_at(mismatched(answers, self._max_length_tokens)):
