@@ -148,8 +148,8 @@ def test_a_mean_of_adapters_generates_as_an_adapter_does(
 def test_three_seeds_together_are_righter_than_each_on_average(
     stack: Service, user: OpenAI
 ) -> None:
-    reviews = movie_reviews(2400)
-    training, heldout = reviews[:1600], reviews[1600:]
+    reviews = movie_reviews(1800)
+    training, heldout = reviews[:1000], reviews[1000:]
     names = train(user, as_jsonl(training), seeds=(1, 2, 3), n_epochs=2, batch_size=16)
     with stack.http(stack.key) as http:
         names.append(join(http, names)["model"])
