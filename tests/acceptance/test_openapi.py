@@ -42,6 +42,20 @@ OPERATIONS = {
     "deleteModel",
     "createChatCompletion",
     "createCompletion",
+    "createPrediction",
+    "createEmbedding",
+    "createExplanation",
+    "createEnsemble",
+    "listEnsembles",
+    "retrieveEnsemble",
+    "deleteEnsemble",
+    "createFineTuningSweep",
+    "listFineTuningSweeps",
+    "retrieveFineTuningSweep",
+    "cancelFineTuningSweep",
+    "listFineTuningSweepTrials",
+    "runGrader",
+    "validateGrader",
 }
 
 Document = dict[str, Any]

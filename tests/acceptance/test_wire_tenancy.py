@@ -14,6 +14,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from openai import OpenAI
 
+from app.db.repositories import ensembles
+from app.db.repositories.ensembles import Member, NewEnsemble
 from app.main import create_app
 from app.settings import load_settings
 from tests.support.factories import BASE_MODEL, add_adapter, dataset
@@ -28,6 +30,7 @@ class Owned:
     job: str
     model: str
     sweep: str
+    ensemble: str
 
 
 ABSENT = Owned(
@@ -35,6 +38,7 @@ ABSENT = Owned(
     job="ftjob-" + "0" * 24,
     model=f"ft:{BASE_MODEL}:acme::" + "0" * 12,
     sweep="ftsweep-" + "0" * 24,
+    ensemble="ens-" + "0" * 24,
 )
 
 Request = Callable[[httpx.Client, Owned], httpx.Response]
@@ -57,6 +61,12 @@ def sweep_of(file: str, model: str = BASE_MODEL) -> dict[str, Any]:
     return body(
         job={"model": model, "training_file": file}, parameters={"tunesmith.adapter.r": ranks}
     )
+
+
+def judge(model: str) -> dict[str, Any]:
+    """Return a grader that asks a model."""
+    asked = [{"role": "user", "content": "{{sample.output_text}}"}]
+    return {"type": "score_model", "name": "judge", "model": model, "input": asked}
 
 
 # Routes that name something: the same answer for what is another's and what is not there.
@@ -108,7 +118,31 @@ NAMING: dict[str, list[Request]] = {
     "POST /v1/embeddings": [
         lambda http, it: http.post("/v1/embeddings", **body(model=it.model, input="hello"))
     ],
+    "POST /v1/explanations": [
+        lambda http, it: http.post("/v1/explanations", **body(model=it.model, inputs="hello"))
+    ],
+    "POST /v1/fine_tuning/alpha/graders/run": [
+        lambda http, it: http.post(
+            "/v1/fine_tuning/alpha/graders/run",
+            **body(grader=judge(it.model), model_sample="hello", item={}),
+        )
+    ],
+    "POST /v1/fine_tuning/alpha/graders/validate": [
+        lambda http, it: http.post(
+            "/v1/fine_tuning/alpha/graders/validate", **body(grader=judge(it.model))
+        )
+    ],
+    "POST /v1/ensembles": [
+        lambda http, it: http.post("/v1/ensembles", **body(models=[it.model, it.model + "x"]))
+    ],
+    "GET /v1/ensembles/{ensemble_id}": [lambda http, it: http.get(f"/v1/ensembles/{it.ensemble}")],
+    "DELETE /v1/ensembles/{ensemble_id}": [
+        lambda http, it: http.delete(f"/v1/ensembles/{it.ensemble}")
+    ],
     # As cursors of lists.
+    "GET /v1/ensembles": [
+        lambda http, it: http.get("/v1/ensembles", params={"after": it.ensemble})
+    ],
     "GET /v1/files": [lambda http, it: http.get("/v1/files", params={"after": it.file})],
     f"GET {JOBS}": [lambda http, it: http.get(JOBS, params={"after": it.job})],
     f"GET {SWEEPS}": [lambda http, it: http.get(SWEEPS, params={"after": it.sweep})],
@@ -145,7 +179,18 @@ def foreign(api: Service) -> Owned:
     project = api.project_of(key)
     with api.database() as database, database.write() as connection:
         add_adapter(connection, project, model)
-    return Owned(file, job, model, sweep)
+        ensemble = ensembles.add(
+            connection,
+            NewEnsemble(
+                project_id=project,
+                model=f"{model}-joined",
+                method="mean_probabilities",
+                task="text-classification",
+                metadata=None,
+                members=[Member(model, 1.0)],
+            ),
+        )
+    return Owned(file, job, model, sweep, ensemble.id)
 
 
 def test_every_route_is_kept_apart_here() -> None:
@@ -172,7 +217,7 @@ def test_what_is_anothers_looks_like_what_is_not_there(
     assert theirs.status_code == none.status_code
     assert theirs.status_code in (400, 404)
     content = theirs.content
-    for name in ("file", "job", "model", "sweep"):
+    for name in ("file", "job", "model", "sweep", "ensemble"):
         content = content.replace(getattr(foreign, name).encode(), getattr(ABSENT, name).encode())
     assert content == none.content
     assert _without_changing(theirs.headers) == _without_changing(none.headers)
@@ -193,7 +238,8 @@ def test_a_validation_file_of_another_looks_like_none(
 
 
 def test_no_list_shows_what_is_anothers(client: OpenAI, http: httpx.Client, foreign: Owned) -> None:
-    assert http.get(SWEEPS).json()["data"] == []
+    for path in (SWEEPS, "/v1/ensembles"):
+        assert http.get(path).json()["data"] == []
     assert list(client.files.list()) == []
     assert list(client.fine_tuning.jobs.list()) == []
     assert {model.owned_by for model in client.models.list()} == {"operator"}

@@ -2,16 +2,19 @@
 
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, WithJsonSchema, create_model, model_validator
 
 from app.api.schemas.common import Metadata, Request, Text
-from app.domain.methods import METHODS, SupervisedHyperparameters
+from app.domain.methods import METHODS, Auto, SupervisedHyperparameters
 from app.domain.metrics import METRICS
 from app.domain.peft_kinds import LORA, PEFT_KINDS, AdapterOptions
 from app.domain.tasks import TASKS
 from app.services.jobs import MAX_SEED, JobRequest
 
 DEFAULT_METHOD = "supervised"
+
+# As an `enum` of one: generators of clients stumble over a `const` beside an object.
+Balanced = Annotated[Literal["balanced"], WithJsonSchema({"type": "string", "enum": ["balanced"]})]
 
 
 def _one_of(names: tuple[str, ...]) -> Any:
@@ -50,7 +53,7 @@ class EarlyStoppingOptions(Request):
 
 
 class AdversarialOptions(Request):
-    """Train on inputs whose embeddings were changed to hurt the most, beside the inputs as given."""
+    """Train on inputs whose embeddings were changed to hurt the most, too."""
 
     type: Literal["fgm", "pgd"]
     epsilon: Annotated[
@@ -90,9 +93,7 @@ class TrainingOptions(Request):
     ] = 0.0
     adversarial: AdversarialOptions | None = None
     class_weights: Annotated[
-        Literal["balanced"]
-        | dict[Text, Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]]
-        | None,
+        Balanced | dict[Text, Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]] | None,
         Field(description="Weights of classes in the loss, by name; those not named have 1."),
     ] = None
     freeze_layers: Annotated[
@@ -123,7 +124,7 @@ class EvaluationOptions(Request):
     """How the run is judged; every job ends with a report."""
 
     holdout: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0, le=0.5)],
+        Auto | Annotated[float, Field(ge=0, le=0.5)],
         Field(
             description="Share of the training file that is judged on instead of trained on, "
             "where there is no validation file. `auto`: a tenth of 50 records or more."

@@ -85,7 +85,7 @@ class ReinforcementHyperparameters(Hyperparameters):
         }
 
 
-class TextFormat(MethodPart):
+class AnswerFormat(MethodPart):
     """Plain text, the only form that answers have here."""
 
     type: Literal["text"]
@@ -96,7 +96,7 @@ class ReinforcementMethodSettings(MethodSettings):
 
     grader: GraderModel
     hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
-    response_format: TextFormat | None = None
+    response_format: AnswerFormat | None = None
 
     def check(self, circumstances: Circumstances, where: str) -> None:
         grader = prepare_grader(self.grader, f"{where}.grader")
