@@ -168,7 +168,7 @@ PEFT_KINDS.add(
         "Low-rank updates whose rank moves to where it is needed.",
         AdaLoraOptions,
         "AdaLoraConfig",
-        5.0,
+        10.0,
         "mixed",
     ),
 )
@@ -177,7 +177,7 @@ PEFT_KINDS.add(
 )
 PEFT_KINDS.add(
     "loha",
-    PeftKind("Hadamard products of low-rank matrices.", LoHaOptions, "LoHaConfig", 3.0, "alone"),
+    PeftKind("Hadamard products of low-rank matrices.", LoHaOptions, "LoHaConfig", 10.0, "alone"),
 )
 PEFT_KINDS.add(
     "lokr",

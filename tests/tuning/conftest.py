@@ -47,7 +47,6 @@ class Row:
 _SMALL: dict[str, dict[str, Any]] = {
     "lora": {"r": 4},
     "adalora": {"init_r": 4, "target_r": 2},
-    "oft": {"block_size": 8},
     "vera": {"r": 16},
     "prompt-tuning": {"num_virtual_tokens": 4},
     "p-tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},

@@ -19,10 +19,12 @@ class Sample:
 
     Attributes:
         model: id in the catalogue.
+        has_convolutions_only: the model has no linear layer but in its head.
     """
 
     records: list[dict[str, Any]]
     model: str = MINILM
+    has_convolutions_only: bool = False
 
 
 def _image(shade: int) -> str:
@@ -77,6 +79,7 @@ SAMPLES: Mapping[str, Sample] = {
     "image-classification": Sample(
         [{"image": _image(number), "label": "ab"[number % 2]} for number in range(2)],
         model="efficientnet-lite0",
+        has_convolutions_only=True,
     ),
     "automatic-speech-recognition": Sample(
         [

@@ -41,6 +41,8 @@ def cells() -> Iterator[Any]:
         for row in ROWS:
             if task == TEXT_GENERATION or refusal(task, row.kind):
                 continue
+            if SAMPLES[task].has_convolutions_only and row.kind == "vera":
+                continue
             marks = () if task == QUICK else (pytest.mark.slow,)
             yield pytest.param(task, row, id=f"{task}-{row}", marks=marks)
 
@@ -100,7 +102,12 @@ def test_trained_saved_and_loaded(
     other: Any = Case(name, directory, seed=1).task.model
     loaded: Any = PeftModel.from_pretrained(other, str(tmp_path))
     assert_same(case.judge(loaded), tuned)
-    if PEFT_KINDS[row.kind].merges:
+    if not PEFT_KINDS[row.kind].merges:
+        return
+    # `peft` cannot take apart what was trained whole and is more than one layer.
+    heads = [loaded.base_model.model.get_submodule(name) for name in case.task.head_modules]
+    is_simple = all(isinstance(head.original_module, nn.Linear) for head in heads)
+    if is_simple or row.kind == "lora":
         assert_same(case.judge(loaded.merge_and_unload()), tuned)
 
 

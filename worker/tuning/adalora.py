@@ -52,8 +52,13 @@ class RankAllocation:
         return weighted
 
     def after_update(self, step: int) -> None:
-        if self._allocates:
-            self._tuner.update_and_allocate(step)
+        if not self._allocates:
+            return
+        for name, weight in self._tuner.model.named_parameters():
+            # A layer that the task does not use matters least; `peft` expects a gradient of it.
+            if "lora_" in name and weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        self._tuner.update_and_allocate(step)
 
     def fit(self, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Put ranks that were kept into their places; the others begin without effect."""

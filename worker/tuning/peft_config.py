@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import peft
-from torch import nn
+from torch import Tensor, nn
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import AdapterSpec
@@ -13,6 +13,9 @@ from app.domain.peft_kinds import PEFT_KINDS
 from worker.tuning.targets import factor_layers, rotation_block, target_layers
 
 PISSA = "pissa"
+
+# What `peft` has for this type of task does not hand on which tokens are of the question.
+_FORGETFUL = "QUESTION_ANS"
 
 # From this many steps on, AdaLoRA has time to measure which ranks matter before it takes any away.
 _MIN_STEPS_TO_ALLOCATE = 4
@@ -64,8 +67,11 @@ def peft_config(adapter: AdapterSpec, around: Surroundings) -> peft.PeftConfig:
     kind = PEFT_KINDS[adapter.type]
     assert kind.peft_config is not None
     wish = _Wish(adapter.complete_options(), around)
+    task_type = around.peft_task_type
+    if task_type == _FORGETFUL and not kind.is_prompt:
+        task_type = None
     config: peft.PeftConfig = getattr(peft, kind.peft_config)(
-        task_type=around.peft_task_type,
+        task_type=task_type,
         modules_to_save=list(around.head_modules) or None,
         **_FIELDS[adapter.type](wish),
     )
@@ -87,8 +93,23 @@ def _lora(wish: _Wish) -> dict[str, Any]:
         "lora_dropout": options["dropout"],
         "use_rslora": options["use_rslora"],
         "use_dora": options["use_dora"],
-        "target_modules": list(wish.targets),
+        "target_modules": _with_magnitudes(wish) if options["use_dora"] else list(wish.targets),
     }
+
+
+def _with_magnitudes(wish: _Wish) -> list[str]:
+    """Return the layers that DoRA can adapt: it divides by the norms of their rows."""
+    found = [
+        path
+        for path, layer in wish.targets.items()
+        if isinstance(layer.weight, Tensor) and bool(layer.weight.flatten(1).any(dim=1).all())
+    ]
+    if not found:
+        raise InvalidInput(
+            "every layer has an output of zero weights, which DoRA cannot scale",
+            param="tunesmith.adapter.use_dora",
+        )
+    return found
 
 
 def _adalora(wish: _Wish) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import AdapterSpec
+from app.domain.peft_kinds import PEFT_KINDS
 from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME
 from worker.tuning import WEIGHTS, WeightGroup, named_weights
 from worker.tuning.extras import extra_of
@@ -21,6 +22,7 @@ from worker.tuning.peft_config import Surroundings, peft_config
 from worker.tuning.prompted import PromptedModel
 
 EXTRA = "extra"
+_HEAD = ".modules_to_save."
 _PROMPT = "prompt_embeddings"
 
 
@@ -35,6 +37,8 @@ class PeftTuning:
     def __init__(self, adapter: AdapterSpec, around: Surroundings) -> None:
         self._config = peft_config(adapter, around)
         self._plus_ratio: float | None = adapter.complete_options().get("lora_plus_ratio")
+        # What is trained whole learns as it does beside LoRA, whatever rate the kind needs.
+        self._rate_factor = PEFT_KINDS[adapter.type].learning_rate_factor
         anything: Any = around.model
         try:
             # Adapters are trained in float32 whatever the format of the base model.
@@ -55,11 +59,15 @@ class PeftTuning:
         trained = [
             (name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad
         ]
+        heads = [one for one in trained if _HEAD in one[0]]
+        others = [one for one in trained if _HEAD not in one[0]]
+        groups = [WeightGroup(heads, 1 / self._rate_factor)] if heads else []
         if self._plus_ratio is None:
-            return [WeightGroup(trained)]
+            return [*groups, WeightGroup(others)]
         return [
-            WeightGroup([one for one in trained if "lora_B" not in one[0]]),
-            WeightGroup([one for one in trained if "lora_B" in one[0]], self._plus_ratio),
+            *groups,
+            WeightGroup([one for one in others if "lora_B" not in one[0]]),
+            WeightGroup([one for one in others if "lora_B" in one[0]], self._plus_ratio),
         ]
 
     @contextmanager
