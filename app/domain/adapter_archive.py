@@ -14,7 +14,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from app.domain.adapter_config import CONFIG_NAME, adapter_of, base_model_of, kind_of
+from app.domain.adapter_config import (
+    CONFIG_NAME,
+    adapter_of,
+    base_model_of,
+    check_config,
+    kind_of,
+)
 from app.domain.adapter_tensors import check_tensors
 from app.domain.datasets.faults import quoted, quoted_list, shortened, wrong_file
 from app.domain.datasets.zips import DAMAGED, open_zip
@@ -93,6 +99,7 @@ def _read(stream: BinaryIO, take: Callable[[str, Iterator[bytes]], None]) -> Ada
     files = _find(entries)
     config = _read_json(archive, files[CONFIG_NAME], CONFIG_NAME)
     kind = kind_of(config)
+    check_config(config, kind)
     weights = files[WEIGHTS_NAME]
     with _damage_told_of(WEIGHTS_NAME), archive.open(weights) as content:
         header = read_header(content, weights.file_size, WEIGHTS_NAME)

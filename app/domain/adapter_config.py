@@ -139,6 +139,16 @@ def saved_modules_of(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(_names(config, "modules_to_save"))
 
 
+def check_config(config: Mapping[str, Any], kind: str) -> None:
+    """Refuse settings with which an adapter cannot be gone on with. Raises: InvalidFile."""
+    if _has_targets(kind):
+        _names(config, "target_modules")
+    for field in _OPTIONS[kind]:
+        if config.get(field) is None and field not in _MAY_BE_ABSENT:
+            raise wrong_file(f"{CONFIG_NAME}: {field!r} is missing")
+    _refuse_unknown(config, kind)
+
+
 def adapter_of(
     config: Mapping[str, Any], kind: str, target_modules: Iterable[str]
 ) -> dict[str, Any]:
@@ -148,23 +158,17 @@ def adapter_of(
         target_modules: last names of the layers that the weights are of; empty for a prompt.
 
     Raises:
-        InvalidFile: it is set to something that cannot be gone on with; the field is named.
+        InvalidFile: an option is out of bounds; the field is named.
     """
     options = PEFT_KINDS[kind].options
-    has_targets = "target_modules" in options.model_fields
-    if has_targets:
-        _names(config, "target_modules")
-    _refuse_unknown(config, kind)
     wire: dict[str, Any] = {}
     for field, option in _OPTIONS[kind].items():
         value = config.get(field)
-        if value is None and field not in _MAY_BE_ABSENT:
-            raise wrong_file(f"{CONFIG_NAME}: {field!r} is missing")
         if value is not None:
             # Some tools write 16.0 for 16.
             is_whole = isinstance(value, float) and value.is_integer()
             wire[option] = int(value) if is_whole and option != "dropout" else value
-    if has_targets:
+    if _has_targets(kind):
         wire["target_modules"] = sorted(set(target_modules))
     try:
         options.model_validate(wire)
@@ -174,6 +178,10 @@ def adapter_of(
         theirs = {ours: name for name, ours in _OPTIONS[kind].items()}.get(field, field)
         raise wrong_file(f"{CONFIG_NAME}: {theirs}: {first['msg']}") from None
     return {"type": kind, **wire}
+
+
+def _has_targets(kind: str) -> bool:
+    return "target_modules" in PEFT_KINDS[kind].options.model_fields
 
 
 def _refuse_unknown(config: Mapping[str, Any], kind: str) -> None:

@@ -49,7 +49,10 @@ def store(
         TooLarge: nothing was stored.
         StorageFull: nothing was stored.
     """
-    _check_room(storage, _length(stream), min_free_bytes)
+    length = _length(stream)
+    if length > max_bytes:
+        raise _too_large(max_bytes)
+    _check_room(storage, length, min_free_bytes)
     summary: DatasetSummary | None = None
     if purpose == FINE_TUNE:
         summary = check_dataset(stream)
@@ -129,8 +132,12 @@ def _chunks(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
     while chunk := stream.read(_CHUNK_BYTES):
         total += len(chunk)
         if total > max_bytes:
-            raise TooLarge(f"the file is larger than {max_bytes:,} bytes", param="file")
+            raise _too_large(max_bytes)
         yield chunk
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the file is larger than {max_bytes:,} bytes", param="file")
 
 
 def _read(stream: BinaryIO) -> Iterator[bytes]:

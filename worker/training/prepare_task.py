@@ -24,6 +24,7 @@ from worker.training.learner import Learner
 from worker.training.manifest import Origin
 from worker.training.memory import remember
 from worker.training.task_learner import TaskLearner
+from worker.training.uploaded_start import check_head
 from worker.tuning import Tuning
 from worker.tuning.making import make_tuning
 
@@ -40,13 +41,13 @@ def make_task_learner(
         TrainingFailed: a dataset has a record that cannot be trained on.
         InvalidInput: the base model or the adapter to start from cannot be used.
     """
-    spec, directory = command.spec, Path(command.base.directory)
+    spec = command.spec
     outline = _survey(command, storage) if start is None else _outline_of(start)
     # The head's and the adapter's first weights.
     torch.manual_seed(derived_seed(spec.seed, "adapter"))
     bases.forget()
     started = time.perf_counter()
-    task: Task = resolve(command.implementation)(directory, outline, bases.profile, spec)
+    task = _make_task(command, outline, bases, start)
     load_seconds = time.perf_counter() - started
     training = _examples(command, storage, task, "training_file")
     heldout = list[Example]()
@@ -77,12 +78,28 @@ def make_task_learner(
         Origin(
             spec,
             command.base,
-            directory,
+            Path(command.base.directory),
             bases.profile,
             task_file=TaskFile(spec.task, dict(outline)),
         ).write,
     )
     return learner, load_seconds
+
+
+def _make_task(command: Train, outline: Outline, bases: WarmBases, start: Path | None) -> Task:
+    make = resolve(command.implementation)
+    try:
+        task: Task = make(Path(command.base.directory), outline, bases.profile, command.spec)
+    except (KeyError, TypeError) as error:
+        if start is None:
+            raise
+        raise InvalidInput(
+            f"the {TASK_NAME} of what the job starts from is not for {command.spec.task}: {error}"
+        ) from error
+    is_uploaded = command.spec.start_from is not None and command.spec.start_from.file is not None
+    if start is not None and is_uploaded:
+        check_head(start, task.head_modules)
+    return task
 
 
 def _survey(command: Train, storage: Storage) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from app.domain.adapter_archive import WEIGHTS_NAME, unpack_adapter
-from app.domain.errors import InvalidFile, NotFound, TrainingFailed
+from app.domain.errors import InvalidFile, InvalidInput, NotFound, TrainingFailed
 from app.domain.job_spec import FileRef
 from app.storage.port import Storage
 from worker.training.dataset_content import sha256_of
@@ -41,6 +41,26 @@ def unpacked(storage: Storage, file: FileRef) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def check_head(directory: Path, head_modules: Sequence[str]) -> None:
+    """Refuse an adapter without the weights of its task's head, which would be drawn anew.
+
+    Args:
+        directory: of the adapter.
+
+    Raises:
+        InvalidInput: naming the module.
+    """
+    with safe_open(directory / WEIGHTS_NAME, framework="pt") as weights:
+        names = list(weights.keys())
+    for module in head_modules:
+        if not any(f".{module}." in name for name in names):
+            raise InvalidInput(
+                f"the adapter to start from has no weights of {module!r}, which its task needs: "
+                "save it with modules_to_save",
+                param=START_FILE,
+            )
 
 
 def _unpack(storage: Storage, file: FileRef, directory: Path) -> None:

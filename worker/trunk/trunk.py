@@ -198,6 +198,9 @@ class Trunk:
             return module
         if not isinstance(module, nn.Linear):
             raise InvalidInput(f"the base model has no linear layer {path!r}")
+        if module is self.model.get_output_embeddings():  # type: ignore[no-untyped-call]
+            # The losses and the sampler take its weight as it is: an update would be ignored.
+            raise InvalidInput(f"the output layer {path!r} cannot be adapted")
         wrapped = LoraSlotsLinear(module, self._routing)
         parent, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(parent), name, wrapped)

@@ -1,3 +1,5 @@
+import msgspec
+
 from app.domain.job_spec import (
     AdapterRef,
     AdapterSpec,
@@ -23,3 +25,9 @@ def test_a_spec_survives_the_trip_through_its_row() -> None:
         adapter=AdapterSpec.of_lora(LoraSpec(r=8, target_modules=("q_proj",))),
     )
     assert JobSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_spec_from_before_adapters_were_uploaded_is_read() -> None:
+    trained = AdapterRef("ft:base:acme::1", "jobs/ftjob-0/e1/step-3/adapter")
+    text = msgspec.json.encode({"model": trained.model, "storage_prefix": trained.storage_prefix})
+    assert msgspec.json.decode(text, type=AdapterRef) == trained
