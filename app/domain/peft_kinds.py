@@ -173,7 +173,7 @@ PEFT_KINDS.add(
     ),
 )
 PEFT_KINDS.add(
-    "ia3", PeftKind("Learnt factors on activations.", IA3Options, "IA3Config", 10.0, "alone")
+    "ia3", PeftKind("Learnt factors on activations.", IA3Options, "IA3Config", 20.0, "alone")
 )
 PEFT_KINDS.add(
     "loha",
@@ -184,7 +184,7 @@ PEFT_KINDS.add(
     PeftKind("Kronecker products of low-rank matrices.", LoKrOptions, "LoKrConfig", 5.0, "alone"),
 )
 PEFT_KINDS.add(
-    "oft", PeftKind("Orthogonal rotations of weights.", OFTOptions, "OFTConfig", 2.0, "alone")
+    "oft", PeftKind("Orthogonal rotations of weights.", OFTOptions, "OFTConfig", 0.5, "alone")
 )
 PEFT_KINDS.add(
     "vera",
@@ -192,7 +192,7 @@ PEFT_KINDS.add(
         "Learnt scales of random matrices that all layers share.",
         VeraOptions,
         "VeraConfig",
-        10.0,
+        30.0,
         "mixed",
     ),
 )
@@ -226,7 +226,7 @@ PEFT_KINDS.add(
         "Learnt keys and values before the input, in every layer.",
         PrefixTuningOptions,
         "PrefixTuningConfig",
-        10.0,
+        30.0,
         "mixed",
         is_prompt=True,
         merges=False,
