@@ -10,6 +10,7 @@ from typing import Any
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+TASK = "task.json"
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 LORA_CONFIG: Mapping[str, Any] = {
