@@ -10,6 +10,8 @@ from app.domain.tasks import TASKS, TEXT_GENERATION
 
 FEATURE_EXTRACTION = "feature-extraction"
 REINFORCEMENT = "reinforcement"
+# Tasks without the loss of an example by itself, or whose weights are not looked at one by one.
+_WITHOUT_EWC = frozenset({TEXT_GENERATION, FEATURE_EXTRACTION})
 # Methods of text generation whose loss is the likelihood of tokens.
 _LIKELIHOOD_METHODS = frozenset({"supervised", "continued_pretraining"})
 
@@ -70,6 +72,6 @@ def _reason_against(
             return f"the method {method} learns from answers of its own"
         case "anchor" if given["anchor"]["type"] == "ewc" and "replay" not in given:
             return "`ewc` learns from `replay.file` what must not change"
-        case "anchor" if given["anchor"]["type"] == "ewc" and task == TEXT_GENERATION:
+        case "anchor" if given["anchor"]["type"] == "ewc" and task in _WITHOUT_EWC:
             return f"`ewc` is not for {task}; `l2` is"
     return None

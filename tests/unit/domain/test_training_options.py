@@ -34,6 +34,14 @@ REPLAY = {"file": "file-1", "share": 0.2}
             True,
             "anchor",
         ),
+        (
+            "feature-extraction",
+            "supervised",
+            "lora",
+            {"replay": REPLAY, "anchor": {"type": "ewc"}},
+            True,
+            "anchor",
+        ),
     ],
 )
 def test_what_could_not_take_effect_is_refused_by_name(
