@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _LOAD = "worker.serving.task_loading:load_task_model"
 
 # How a base model answers that no one has tuned.
-_BASE_TASK = TaskFile(FEATURE_EXTRACTION, {"pooling": "mean", "normalize": True})
+_BASE_TASK = TaskFile(FEATURE_EXTRACTION, {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
