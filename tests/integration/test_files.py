@@ -1,15 +1,21 @@
+from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from app.db.database import Database
 from app.db.repositories import files as rows
+from app.db.repositories import sweeps
 from app.db.repositories.files import File
 from app.db.repositories.pages import Order
+from app.db.repositories.sweeps import NewSweep, Sweep
 from app.db.tables import files as file_table
 from app.domain.errors import FileInUse, InvalidInput, NotFound
+from app.domain.job_spec import AdapterRef, FileRef
 from app.domain.job_state import JobStatus
+from app.domain.sweeps import SweepStatus
 from app.services import files
 from tests.support.factories import add_file, add_job_in, add_project, add_queued_job
 
@@ -133,3 +139,46 @@ def test_an_expired_file_that_a_job_still_reads_is_not_deleted(database: Databas
         add_queued_job(connection, project, training_file=file.id)
         connection.execute(update(file_table).values(expires_at=1.0))
         assert rows.list_expired(connection, 10) == []
+
+
+def test_an_adapter_that_a_job_starts_from_is_kept(database: Database) -> None:
+    with database.write() as connection:
+        project = add_project(connection)
+        file, other = (add_file(connection, project, purpose="adapter") for _ in range(2))
+        start = AdapterRef(file=FileRef(file.id, file.storage_key, file.sha256))
+        add_queued_job(connection, project, start_from=asdict(start))
+        with pytest.raises(FileInUse):
+            files.remove(connection, project, file.id)
+        assert files.remove(connection, project, other.id) == other
+
+
+def test_an_adapter_that_a_sweeps_next_job_starts_from_is_kept(database: Database) -> None:
+    with database.write() as connection:
+        project = add_project(connection)
+        file = add_file(connection, project, purpose="adapter")
+        sweep = add_sweep(connection, project, {"start_file": file.id})
+        with pytest.raises(FileInUse):
+            files.remove(connection, project, file.id)
+        sweeps.finish(connection, sweep.id, SweepStatus.CANCELLED)
+        assert files.remove(connection, project, file.id) == file
+
+
+def add_sweep(connection: Connection, project_id: str, request: dict[str, Any]) -> Sweep:
+    return sweeps.add(
+        connection,
+        NewSweep(
+            project_id=project_id,
+            job={},
+            request={"training_file": "file-a", "validation_file": None, "training": {}} | request,
+            parameters={},
+            metric="loss",
+            algorithm="random",
+            pruner="none",
+            max_trials=1,
+            max_parallel=1,
+            budget=None,
+            seed=1,
+            suffix=None,
+            metadata=None,
+        ),
+    )
