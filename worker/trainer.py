@@ -93,6 +93,9 @@ class Trainer:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def close(self, grace_seconds: float) -> None:
         """Let the process end by itself (it does at the end of its input), then kill it."""
@@ -106,19 +109,21 @@ class Trainer:
 
     def _read_messages(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            try:
-                self._messages.put(json.loads(line))
-            except ValueError:
-                _log.error("unreadable message from the trainer: %.200r", line)
+        with self._process.stdout as lines:
+            for line in lines:
+                try:
+                    self._messages.put(json.loads(line))
+                except ValueError:
+                    _log.error("unreadable message from the trainer: %.200r", line)
         self._messages.put(None)
 
     def _read_log(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            self._log_tail.append(text)
-            _log.info("%s", text)
+        with self._process.stderr as lines:
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()
+                self._log_tail.append(text)
+                _log.info("%s", text)
 
     def _cause_of_death(self) -> str:
         status = self._process.wait()

@@ -1,6 +1,7 @@
 """Training methods that fail in the ways a run must survive."""
 
 import torch
+import torch.distributed as dist
 
 from worker.training.methods import LabelRows, MethodLoss
 from worker.training.methods.supervised import Supervised
@@ -27,3 +28,22 @@ class Faulty(Supervised):
 
     def loss(self, rows: LabelRows, survey: float) -> MethodLoss:
         raise ZeroDivisionError("a defect")
+
+
+class FaultyInOne(Supervised):
+    """Has a defect in one of several processes: the one that `rank` names."""
+
+    rank: int
+
+    def loss(self, rows: LabelRows, survey: float) -> MethodLoss:
+        if dist.get_rank() == self.rank:
+            raise ZeroDivisionError(f"a defect of {self.rank}")
+        return super().loss(rows, survey)
+
+
+class FaultyInFirst(FaultyInOne):
+    rank = 0
+
+
+class FaultyInSecond(FaultyInOne):
+    rank = 1

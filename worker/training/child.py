@@ -2,13 +2,19 @@
 
 It is alone with its device and has no database: whatever it does can be lost at any moment. It
 ends when its input does, so that no trainer outlives its supervisor.
+
+With `TUNESMITH_PROCESSES` above 1 it starts more of its kind, and they share the steps of each run:
+`ranks` says how. These take their commands from it, and answer nobody.
 """
 
+import argparse
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,13 +25,19 @@ from app.domain.errors import DomainError
 from worker.training.bases import WarmBases
 from worker.training.commands import CommandQueue, Preload, Train
 from worker.training.failures import explain
+from worker.training.follow import follow_job
+from worker.training.ranks import Ranks
 from worker.training.run import run_job
+from worker.training.siblings import Siblings
 from worker.trunk.device import probe_device
 
 # Tokens in one pass through the trunk, since activations need memory in proportion: 1.5 MB a
 # token for a model of 135 million parameters in float32. A CPU is no faster with more than this
 # (measured: 400 to 800 tokens are best, 1,600 cost a tenth more); a GPU is.
 TOKEN_BUDGETS = {"cpu": 1024, "cuda": 4096}
+PROCESSES_VARIABLE = "TUNESMITH_PROCESSES"
+
+_MODULE = "worker.training.child"
 
 _log = logging.getLogger("tunesmith.training")
 
@@ -34,9 +46,20 @@ def main() -> None:
     """Serve commands until standard input ends."""
     output = _claim_stdout()
     _arrange_process()
+    arguments = _arguments()
     commands = CommandQueue()
     threading.Thread(target=_read_commands, args=[commands], daemon=True).start()
+    size = int(os.environ.get(PROCESSES_VARIABLE) or 1)
+    _share_threads(size)
+    meeting = arguments.meeting
+    siblings: Siblings | None = None
+    if size > 1 and meeting is None:
+        handle, name = tempfile.mkstemp(prefix="tunesmith-ranks-")
+        os.close(handle)
+        meeting = Path(name)
+        siblings = Siblings(_MODULE, size, meeting, os.environ)
     profile = probe_device()
+    ranks = Ranks(arguments.rank, size, meeting, profile.device) if meeting is not None else None
     bases = WarmBases(profile)
     token_budget = int(os.environ.get("TUNESMITH_TOKEN_BUDGET") or TOKEN_BUDGETS[profile.device])
     _write(
@@ -50,15 +73,22 @@ def main() -> None:
     )
     while True:
         command = commands.next()
+        if siblings is not None and isinstance(command, Train | Preload):
+            siblings.send(command)
         if isinstance(command, Train):
-            _train(command, bases, commands, output, token_budget)
+            _train(command, bases, commands, output, token_budget, ranks)
         elif isinstance(command, Preload):
             _preload(command, bases)
         # A command to end a run that has ended already needs no answer.
 
 
 def _train(
-    command: Train, bases: WarmBases, commands: CommandQueue, output: int, token_budget: int
+    command: Train,
+    bases: WarmBases,
+    commands: CommandQueue,
+    output: int,
+    token_budget: int,
+    ranks: Ranks | None,
 ) -> None:
     job_id = command.spec.job_id
 
@@ -67,11 +97,18 @@ def _train(
 
     _log.info("job %s: attempt of lease %d starts", job_id, command.epoch)
     try:
-        run_job(command, bases, commands, send, token_budget)
+        if ranks is not None:
+            ranks.begin()
+        if ranks is not None and ranks.rank > 0:
+            follow_job(command, bases, ranks, token_budget)
+        else:
+            run_job(command, bases, commands, send, token_budget, ranks)
     except Exception as error:  # The boundary: whatever happens becomes a message.
         if not isinstance(error, DomainError):
             _log.exception("job %s: failed", job_id)
         failure = explain(error)
+        if ranks is not None:
+            ranks.fail(failure)
         send("failed", code=failure.code, param=failure.param, message=failure.message)
     else:
         return
@@ -84,6 +121,19 @@ def _preload(command: Preload, bases: WarmBases) -> None:
         bases.get(command.base)
     except DomainError as error:
         _log.warning("base model %s: not preloaded: %s", command.base.id, error.message)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Used by the worker; not to be started by hand.")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--meeting", type=Path, help="file of the rank that starts the others")
+    return parser.parse_args()
+
+
+def _share_threads(size: int) -> None:
+    """Divide the cores among the processes, unless threads are set for each."""
+    if size > 1 and not os.environ.get("TUNESMITH_THREADS"):
+        os.environ["TUNESMITH_THREADS"] = str(max(1, (os.cpu_count() or 1) // size))
 
 
 def _claim_stdout() -> int:

@@ -1,15 +1,16 @@
 """What the loop of a run drives, whatever is trained and however."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.evaluation.measure import Scored
 from worker.evaluation.worst_rows import WorstRow
 from worker.training.metrics import MetricsLog, ValidationMetrics
+from worker.training.parallel import Group
 
 # Tensors by name, in groups by what they are: each group becomes a file of the checkpoint.
 StateTensors = Mapping[str, Mapping[str, Tensor]]
@@ -83,6 +84,12 @@ class Learner(Protocol):
 
     def description(self) -> dict[str, Any]:
         """Return what the data hold, for the `prepared` message."""
+
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """Return what is trained, by name."""
+
+    def share_steps(self, group: Group) -> bool:
+        """Take only a share of each step from now on; False where a step cannot be divided."""
 
     def take_step(self, before_update: Callable[[], None]) -> StepResult:
         """Learn from the next batch.

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from worker.training.earlier import Earlier
 from worker.training.learner import (
     Measured,
@@ -13,6 +15,7 @@ from worker.training.learner import (
     WhichRows,
 )
 from worker.training.metrics import MetricsLog, ValidationMetrics
+from worker.training.parallel import SOLO, Group
 from worker.training.records import EncodedDataset
 from worker.training.rows import measure_rows
 from worker.training.session import Session
@@ -55,6 +58,7 @@ class PackedLearner:
         self._earlier = earlier
         self._token_budget = token_budget
         self._write_origin = write_origin
+        self._group: Group = SOLO
         weights.attach(trunk, session)
         if reference is not None:
             assert session.reference is not None
@@ -105,8 +109,15 @@ class PackedLearner:
     def description(self) -> dict[str, Any]:
         return self._session.dataset.description()
 
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return self._session.optimizer.weights()
+
+    def share_steps(self, group: Group) -> bool:
+        self._group = group
+        return True
+
     def take_step(self, before_update: Callable[[], None]) -> StepResult:
-        (found,) = trunk_step(self._trunk, [self._session], self._token_budget)
+        (found,) = trunk_step(self._trunk, [self._session], self._token_budget, self._group)
         before_update()
         grad_norm = self._session.update(found)
         self._weights.after_step(self._session.step)

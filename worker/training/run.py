@@ -21,8 +21,10 @@ from worker.training.checkpoints import (
 )
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
+from worker.training.follow import join
 from worker.training.outcome import Outcome
 from worker.training.prepare import Prepared, prepare
+from worker.training.ranks import Ranks
 from worker.training.step_log import StepLog
 
 # By name, since it draws: see there.
@@ -36,7 +38,12 @@ class Send(Protocol):
 
 
 def run_job(
-    command: Train, bases: WarmBases, commands: CommandQueue, send: Send, token_budget: int
+    command: Train,
+    bases: WarmBases,
+    commands: CommandQueue,
+    send: Send,
+    token_budget: int,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train until the job is finished or a command ends it.
 
@@ -46,6 +53,7 @@ def run_job(
         commands: asked at every step boundary whether to end.
         send: takes the messages of the run.
         token_budget: tokens in one pass through the trunk.
+        ranks: those that follow this process in the run, in `follow.follow_job`; None: it is alone.
 
     Raises:
         TrainingFailed: for a reason that another attempt would meet again, or because the
@@ -62,8 +70,12 @@ def run_job(
         start = stack.enter_context(locate_start(storage, command.spec.start_from))
         prepared = prepare(command, bases, storage, token_budget, start)
         stack.callback(prepared.learner.close)
+        if ranks is not None:
+            join(prepared.learner, ranks)
         send("prepared", **prepared.as_message())
-        _Run(command, prepared, storage, deadline, step_log, commands, send).train()
+        _Run(command, prepared, storage, deadline, step_log, commands, send, ranks).train()
+        if ranks is not None:
+            ranks.end()
 
 
 class _Run:
@@ -82,6 +94,7 @@ class _Run:
         step_log: StepLog,
         commands: CommandQueue,
         send: Send,
+        ranks: Ranks | None,
     ) -> None:
         self._command = command
         self._learner = prepared.learner
@@ -90,6 +103,7 @@ class _Run:
         self._step_log = step_log
         self._commands = commands
         self._send = send
+        self._ranks = ranks
         self._ending: Stop | Abandon | None = None
         resumed = prepared.resumed
         self._checkpoint = resumed.checkpoint if resumed else None
@@ -122,6 +136,8 @@ class _Run:
 
     def _take_step(self) -> None:
         self._deadline.enforce()
+        if self._ranks is not None:
+            self._ranks.tell_step()
         learner = self._learner
         self._step_log.write("begin", learner.step + 1)
         started = time.perf_counter()

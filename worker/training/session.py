@@ -13,6 +13,7 @@ from worker.training.batches import MicroBatch, RecordBatch, derived_seed, epoch
 from worker.training.methods import Method
 from worker.training.metrics import MetricsLog, StepMetrics
 from worker.training.optimizer import AdapterOptimizer, Optimizer
+from worker.training.parallel import Group
 from worker.training.records import EncodedDataset
 from worker.training.schedule import learning_rate_factor
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
@@ -112,6 +113,16 @@ class Session:
         return list(
             RecordBatch(self.dataset, self.next_records(), token_budget, self.method.needs_prompts)
         )
+
+    def next_share(self, token_budget: int, group: Group) -> list[MicroBatch]:
+        """Return what one process of several computes of the next step; may be nothing.
+
+        What is random in it is drawn from a seed that the step has for itself in each process, so
+        that a checkpoint holds nothing of the others.
+        """
+        self.generator.manual_seed(group.own_seed(self._seed, "dropout", self.step))
+        records = group.share(self.next_records())
+        return list(RecordBatch(self.dataset, records, token_budget, self.method.needs_prompts))
 
     def next_records(self) -> list[int]:
         """Return the records of the next step."""

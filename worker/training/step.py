@@ -8,13 +8,16 @@ from torch import Tensor
 
 from worker.training.batches import MicroBatch, pack_sequences
 from worker.training.methods import LabelRows, MethodLoss
+from worker.training.parallel import SOLO, Group
 from worker.training.session import BatchLoss, Session
 from worker.trunk.batch import SequenceRows, pack
 from worker.trunk.chat import EncodedRecord
 from worker.trunk.trunk import Trunk
 
 
-def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> list[BatchLoss]:
+def trunk_step(
+    trunk: Trunk, sessions: Sequence[Session], token_budget: int, group: Group = SOLO
+) -> list[BatchLoss]:
     """Accumulate the gradients of each session's next batch, and return what each came to.
 
     What a batch's sums are divided by is decided by its method over all its records, however they
@@ -25,14 +28,19 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
         trunk: with every session's adapter attached under the session's name.
         sessions: of which none has accumulated gradients.
         token_budget: tokens in one pass, unless a single record is longer.
+        group: the processes among which each batch is divided. What a method has to know of the
+            whole of it, each of them finds out for itself.
     """
     batches = [session.next_batch(token_budget) for session in sessions]
     surveys = [
         session.method.survey(batch, Observer(trunk, session, token_budget))
         for session, batch in zip(sessions, batches, strict=True)
     ]
+    shares = batches
+    if group.size > 1:
+        shares = [session.next_share(token_budget, group) for session in sessions]
     sums: list[dict[str, Tensor]] = [{} for _ in sessions]
-    for together in _passes(batches, token_budget):
+    for together in _passes(shares, token_budget):
         sequences = [
             SequenceRows(sequence, sessions[index].name)
             for index, part in together
@@ -49,9 +57,12 @@ def trunk_step(trunk: Trunk, sessions: Sequence[Session], token_budget: int) -> 
             add_up(sums[index], found)
             start += part.num_tokens
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    means = [group.sum_metrics(as_floats(found)) for found in sums]
+    for session in sessions:
+        group.sum_gradients(session.optimizer.weights())
     return [
         _batch_loss(found, session.batch_metrics, sum(part.num_tokens for part in batch))
-        for found, session, batch in zip(sums, sessions, batches, strict=True)
+        for found, session, batch in zip(means, sessions, batches, strict=True)
     ]
 
 
@@ -110,14 +121,16 @@ def add_up(sums: dict[str, Tensor], found: MethodLoss) -> None:
 
 def as_floats(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Fetch all sums from the device at once."""
+    if not sums:
+        return {}
     values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
     return dict(zip(sums, values, strict=True))
 
 
 def _batch_loss(
-    sums: Mapping[str, Tensor], more: Mapping[str, float], num_tokens: int
+    means: Mapping[str, float], more: Mapping[str, float], num_tokens: int
 ) -> BatchLoss:
-    metrics = as_floats(sums)
+    metrics = dict(means)
     return BatchLoss(metrics.pop("loss"), {**more, **metrics}, num_tokens)
 
 
@@ -139,4 +152,5 @@ def _passes(
             yield together
             together = []
         together.append((index, part))
-    yield together
+    if together:
+        yield together

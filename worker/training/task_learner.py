@@ -13,7 +13,7 @@ from app.domain.job_spec import JobSpec
 from worker.evaluation.measure import values
 from worker.tasks import Batch, Example, Judged, LossOptions, Task
 from worker.training.anchor import WeightAnchor, fisher_importance
-from worker.training.batches import derived_seed, epoch_order
+from worker.training.batches import epoch_order
 from worker.training.embedding_changes import EmbeddingChanges
 from worker.training.examples import EncodedExamples
 from worker.training.learner import (
@@ -25,6 +25,7 @@ from worker.training.learner import (
 )
 from worker.training.memory import Memory
 from worker.training.metrics import MetricsLog, StepMetrics, ValidationMetrics
+from worker.training.parallel import SOLO, Group
 from worker.training.parameter_optimizer import ParameterOptimizer
 from worker.training.schedule import learning_rate_factor
 from worker.training.session import non_finite
@@ -82,6 +83,7 @@ class TaskLearner:
             )
         self._anchor = self._make_anchor()
         self._order: tuple[int, list[int]] = (-1, [])
+        self._group: Group = SOLO
 
     @property
     def steps_per_epoch(self) -> int:
@@ -106,10 +108,19 @@ class TaskLearner:
     def description(self) -> dict[str, Any]:
         return self._training.description()
 
+    def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return self._trained
+
+    def share_steps(self, group: Group) -> bool:
+        if self._task.is_batch_whole:
+            return False
+        self._group = group
+        return True
+
     def take_step(self, before_update: Callable[[], None]) -> StepResult:
         examples = self._next_batch()
         learning_rate = self.learning_rate
-        torch.manual_seed(derived_seed(self._spec.seed, "step", self.step))
+        torch.manual_seed(self._group.own_seed(self._spec.seed, "step", self.step))
         _set_training(self._tuning.model, True)
         loss = self._accumulate_gradients(examples)
         before_update()
@@ -211,20 +222,23 @@ class TaskLearner:
         """Return the loss of a batch, whose gradients are then those of the batch as a whole."""
         sums: list[Tensor] = []
         weights = 0.0
-        for part in self._passes(examples):
+        for part in self._passes(self._group.share(examples)):
             total, weight = self._accumulate_pass(self._collate(part))
             sums.append(total)
             weights += weight
+        loss = float(torch.stack(sums).sum()) if sums else 0.0
+        found = self._group.sum_metrics({"loss": loss, "weights": weights})
+        self._group.sum_gradients(self._trained)
         # What they are divided by is known only now.
         for _, parameter in self._trained:
             if parameter.grad is not None:
-                parameter.grad.div_(weights)
+                parameter.grad.div_(found["weights"])
         if self._anchor is not None:
             self._anchor.add_gradients()
         extra = self._tuning.before_update(self.step + 1)
         if extra is not None:
             extra.backward()  # type: ignore[no-untyped-call]
-        return float(torch.stack(sums).sum()) / weights
+        return found["loss"] / found["weights"]
 
     def _accumulate_pass(self, batch: Batch) -> tuple[Tensor, float]:
         """Return the sum of the losses of a pass, [] without gradient, and that of the weights."""

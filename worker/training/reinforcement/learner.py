@@ -12,6 +12,7 @@ from worker.training.learner import Measured, WhichModel, WhichRows
 from worker.training.methods.reinforcement import RolloutOptions
 from worker.training.metrics import ValidationMetrics
 from worker.training.packed_learner import PackedLearner
+from worker.training.parallel import Group
 from worker.training.reinforcement.prompts import PromptDataset
 from worker.training.reinforcement.rollouts import Answer, Asked, Rollouts
 from worker.training.reinforcement.session import ReinforcementSession, means_of
@@ -55,6 +56,10 @@ class ReinforcementLearner(PackedLearner):
         self._prompts = heldout
         self._options = options
         self._seed = seed
+
+    def share_steps(self, group: Group) -> bool:
+        # Its answers are sampled in one process, and most of a step is that.
+        return False
 
     def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
         """Return the mean reward; what is minimised, the loss, is minus that."""
