@@ -11,12 +11,16 @@ from openai import NotFoundError, OpenAI
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from tests.acceptance.test_predictions import labelled_texts
+from tests.conftest import INSTALLATIONS
 from tests.support.answers import ask
 from tests.support.datasets import as_jsonl, movie_reviews
 from tests.support.fake_engine import ENCODER
 from tests.support.jobs import Run, create_job, wait_until_ended
 from tests.support.service import Service
 from tests.support.wire import error_of
+
+# On one of both installations: what a task is does not depend on the database.
+ON_ONE = pytest.mark.parametrize("stack", INSTALLATIONS[:1], indirect=True, scope="session")
 
 ENSEMBLES = "/v1/ensembles"
 PREDICTIONS = "/v1/predictions"
@@ -68,6 +72,7 @@ def probabilities(http: httpx.Client, model: str, texts: Sequence[str]) -> list[
     ]
 
 
+@ON_ONE
 def test_an_ensemble_answers_with_the_mean_of_its_members(
     stack: Service, members: list[str]
 ) -> None:
@@ -96,6 +101,7 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(
         assert error_of(http.post(PREDICTIONS, json=body), 404)["code"] == "model_not_found"
 
 
+@ON_ONE
 def test_a_prediction_is_explained(stack: Service, members: list[str]) -> None:
     with stack.http(stack.key) as http:
         predicted = probabilities(http, members[0], TEXTS[:1])[0]
@@ -111,6 +117,7 @@ def test_a_prediction_is_explained(stack: Service, members: list[str]) -> None:
             assert part.lower() == token["token"].removeprefix("##")
 
 
+@ON_ONE
 def test_a_mean_of_adapters_generates_as_an_adapter_does(
     stack: Service, user: OpenAI, run: Run, checkpoints: list[FineTuningJobCheckpoint]
 ) -> None:
@@ -145,6 +152,7 @@ def test_a_mean_of_adapters_generates_as_an_adapter_does(
 
 
 @pytest.mark.slow
+@ON_ONE
 def test_three_seeds_together_are_righter_than_each_on_average(
     stack: Service, user: OpenAI
 ) -> None:

@@ -10,11 +10,15 @@ import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import CreateEmbeddingResponse
 
+from tests.conftest import INSTALLATIONS
 from tests.support.factories import BASE_MODEL, add_adapter
 from tests.support.fake_engine import ENCODER, REFUSE, SAY
 from tests.support.jobs import create_job, wait_until_ended
 from tests.support.service import Service
 from tests.support.wire import error_of, strict
+
+# On one of both installations: what a task is does not depend on the database.
+ON_ONE = pytest.mark.parametrize("stack", INSTALLATIONS[:1], indirect=True, scope="session")
 
 PREDICTIONS = "/v1/predictions"
 GOOD = ("wonderful", "delightful", "excellent", "charming", "brilliant")
@@ -140,6 +144,7 @@ def labelled_texts() -> bytes:
     return file.getvalue().encode()
 
 
+@ON_ONE
 def test_a_model_of_labelled_texts_predicts(stack: Service, classifier: str, user: OpenAI) -> None:
     texts = ["What a lovely evening!", "I have never been so bored.", "A superb little story."]
     with stack.http(stack.key) as http:
@@ -178,12 +183,14 @@ def test_a_model_of_labelled_texts_predicts(stack: Service, classifier: str, use
         )
 
 
+@ON_ONE
 def test_a_model_of_another_project_is_not_there(stack: Service, classifier: str) -> None:
     with stack.http(stack.new_key(project=secrets.token_hex(4))) as http:
         body = {"model": classifier, "inputs": "hello"}
         assert error_of(http.post(PREDICTIONS, json=body), 404)["code"] == "model_not_found"
 
 
+@ON_ONE
 def test_a_base_encoder_embeds(stack: Service, user: OpenAI) -> None:
     texts = ["The cat sleeps on the sofa.", "A kitten naps on a couch.", "Rates rose again."]
     raw = user.embeddings.with_raw_response.create(

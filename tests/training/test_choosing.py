@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.errors import TrainingFailed
 from app.domain.job_spec import DeployCondition, EarlyStopping, EvaluationSpec, JobSpec
 from app.storage.local import LocalStorage
 from tests.training.conftest import SHORT_CHATS, Attempt, RunAttempt, job_spec, put_records
@@ -145,3 +146,17 @@ def test_patience_counts_validations_without_enough_improvement() -> None:
     assert epochs_since_best("loss", history, min_delta=0.0) == 0
     assert epochs_since_best("loss", history, min_delta=0.1) == 2
     assert epochs_since_best("accuracy", history, min_delta=0.0) == 3
+
+
+def test_a_metric_that_is_never_measured_ends_the_run_before_its_first_step(
+    run_attempt: RunAttempt, overfitting: JobSpec
+) -> None:
+    attempt = Attempt()
+
+    with pytest.raises(TrainingFailed, match="'wer' is not measured in this job") as failed:
+        run_attempt(
+            replace(overfitting, evaluation=EvaluationSpec(best_metric="wer")), attempt=attempt
+        )
+
+    assert failed.value.param == "tunesmith.evaluation.best_metric"
+    assert not attempt.of_type("step")

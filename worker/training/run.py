@@ -22,6 +22,7 @@ from worker.training.checkpoints import (
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
 from worker.training.follow import join
+from worker.training.metrics import ValidationMetrics
 from worker.training.outcome import Outcome
 from worker.training.prepare import Prepared, prepare
 from worker.training.ranks import Ranks
@@ -179,6 +180,7 @@ class _Run:
                 code="non_finite_loss",
                 param="learning_rate_multiplier",
             )
+        self._check_metric(measured)
         self._learner.log.validations.append(measured)
         self._send("validation", **measured.as_fields())
         return True
@@ -186,6 +188,17 @@ class _Run:
     @property
     def _is_epoch_end(self) -> bool:
         return self._learner.step > 0 and self._learner.step % self._learner.steps_per_epoch == 0
+
+    def _check_metric(self, measured: ValidationMetrics) -> None:
+        """Find out before the first step that nothing could be chosen by a metric."""
+        wanted = self._command.spec.evaluation.best_metric
+        if wanted is not None and wanted != "loss" and wanted not in measured.metrics:
+            raise TrainingFailed(
+                f"best_metric {wanted!r} is not measured in this job; measured are "
+                f"{', '.join(['loss', *measured.metrics])}",
+                code="invalid_metric",
+                param="tunesmith.evaluation.best_metric",
+            )
 
     def _is_checkpoint_due(self) -> bool:
         elapsed_seconds = time.monotonic() - self._checkpointed_at
