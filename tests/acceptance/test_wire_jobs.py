@@ -80,12 +80,17 @@ def test_what_was_asked_for_is_what_is_told(client: OpenAI, training_file: str) 
     assert job.method.supervised is not None
     assert job.method.supervised.to_dict() == {"hyperparameters": hyperparameters}
     extension = job.to_dict()["tunesmith"]
+    assert extension["task"] == "text-generation"
     assert extension["adapter"] == {
         "type": "lora",
         "r": 4,
         "alpha": 8,
         "dropout": 0.0,
         "target_modules": ["q_proj"],
+        "use_rslora": False,
+        "use_dora": False,
+        "init": "default",
+        "lora_plus_ratio": None,
     }
     assert extension["training"]["scheduler"] == "linear"
     assert extension["training"]["max_length_tokens"] == 512
@@ -129,6 +134,7 @@ def test_a_jobs_story_is_told_newest_first(
         "n_epochs",
         "batch_size",
         "learning_rate_multiplier",
+        "holdout",
     ]
     walked = [event.id for event in client.fine_tuning.jobs.list_events(job.id, limit=2)]
     assert walked == [event.id for event in events]
@@ -250,7 +256,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "integrations",
         "Unknown field",
     ),
-    "method": ({"method": {"type": "dpo"}}, "method.type", "'supervised'"),
+    "method": ({"method": {"type": "magic"}}, "method.type", "'supervised'"),
+    "method_of_other_records": ({"method": {"type": "dpo"}}, "training_file", "preferred_output"),
     "batch_larger_than_the_set": (
         {"method": {"type": "supervised", "supervised": {"hyperparameters": {"batch_size": 13}}}},
         "method.supervised.hyperparameters.batch_size",
