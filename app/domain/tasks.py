@@ -6,6 +6,7 @@ The registry from which the request schema, the choice of a task and the workers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.domain.datasets import RECORD_KINDS
 from app.domain.errors import InvalidInput
 from app.domain.registry import Registry
 
@@ -147,9 +148,20 @@ def choose_task(offered: Sequence[str], method: str, record_kind: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
+        kinds = frozenset[str]().union(
+            *(TASKS[name].kinds_for(method) for name in offered if name in TASKS)
+        )
+        if not kinds:
+            raise InvalidInput(
+                f"the method {method!r} is not for what this model can be fine-tuned for: "
+                f"{', '.join(offered)}",
+                param="method",
+            )
+        examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in kinds)
         raise InvalidInput(
-            f"the method {method!r} does not learn from {record_kind} records with this model, "
-            f"which can be fine-tuned for {', '.join(offered)}",
+            f"the training file holds {record_kind} records; with this model, which can be "
+            f"fine-tuned for {', '.join(offered)}, the method {method!r} learns from records such "
+            f"as {examples}",
             param="training_file",
         )
     raise InvalidInput(
