@@ -117,7 +117,7 @@ class Recorder:
             events.add(
                 connection,
                 self._job.id,
-                f"Validation at step {message['step']}: loss={message['valid_loss']:.4f}",
+                f"Validation at step {message['step']}: {_told(message)}",
                 type="metrics",
                 data={key: value for key, value in message.items() if key not in _ADDRESS},
             )
@@ -154,6 +154,8 @@ class Recorder:
         }
 
         def write(connection: Connection) -> None:
+            for note in message["notes"]:
+                events.add(connection, self._job.id, note)
             if message["refusal"] is not None:
                 self._refuse(connection, message["refusal"], shown)
             else:
@@ -326,6 +328,27 @@ class Recorder:
                 time.sleep(RETRY_SECONDS)
 
 
+def _told(message: Message) -> str:
+    """Return the loss of a validation, and those of its metrics that people ask for first."""
+    found = {"loss": message["valid_loss"]}
+    found |= {name: message[f"valid_{name}"] for name in _TOLD if f"valid_{name}" in message}
+    return ", ".join(f"{name}={value:.4f}" for name, value in found.items() if value is not None)
+
+
+# Of each task one, as far as it has any beside the loss.
+_TOLD = (
+    "accuracy",
+    "f1_macro",
+    "entity_f1",
+    "answer_f1",
+    "mrr",
+    "spearman",
+    "wer",
+    "chrf",
+    "r2",
+    "reward",
+    "reward_accuracy",
+)
 _ADDRESS = frozenset({"type", "job_id", "epoch"})
 
 

@@ -12,6 +12,18 @@ from app.domain.registry import Registry
 
 TEXT_GENERATION = "text-generation"
 
+_LIKELIHOODS = frozenset({"loss", "perplexity", "token_accuracy"})
+_REWARDS = frozenset({"preference_accuracy", "reward", "reward_accuracy", "reward_margin"})
+_CLASSES = frozenset({"loss", "accuracy", "mcc", "roc_auc"}) | {
+    f"{name}_{mean}"
+    for name in ("precision", "recall", "f1")
+    for mean in ("macro", "micro", "weighted")
+}
+_NUMBERS = frozenset({"mse", "rmse", "mae", "r2", "spearman"})
+_ENTITIES = frozenset({"entity_precision", "entity_recall", "entity_f1"})
+_TEXTS = frozenset({"bleu", "chrf", "rouge1", "rouge2", "rougeL"})
+_RANKS = frozenset({"recall_at_1", "recall_at_5", "recall_at_10", "mrr", "ndcg"})
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -22,6 +34,7 @@ class Task:
         record_kinds: what each method learns from, by method: names of record kinds.
         implementation: dotted path of the class in the worker that has its head, records, loss
             and predictions; None for text generation, which is computed on the packed trunk.
+        metrics: names in `app.domain.metrics.METRICS` that its reports can have.
         main_metric: by which the best checkpoint is chosen unless another is named.
         has_classes: it tells classes apart, whose weights in the loss can differ.
         has_text: its input is text, whose embeddings can be changed while it learns.
@@ -31,6 +44,7 @@ class Task:
     record_kinds: dict[str, frozenset[str]]
     implementation: str | None
     main_metric: str
+    metrics: frozenset[str]
     has_classes: bool = False
     has_text: bool = True
 
@@ -52,6 +66,7 @@ TASKS.add(
         },
         implementation=None,
         main_metric="loss",
+        metrics=_LIKELIHOODS | _REWARDS,
     ),
 )
 TASKS.add(
@@ -61,6 +76,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"labelled_text"})},
         implementation="worker.tasks.text_classification:TextClassification",
         main_metric="loss",
+        metrics=_CLASSES | _NUMBERS,
         has_classes=True,
     ),
 )
@@ -71,6 +87,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"tagged_tokens", "text_spans"})},
         implementation="worker.tasks.token_classification:TokenClassification",
         main_metric="entity_f1",
+        metrics=_ENTITIES | {"loss"},
         has_classes=True,
     ),
 )
@@ -81,6 +98,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"question_answer"})},
         implementation="worker.tasks.question_answering:QuestionAnswering",
         main_metric="answer_f1",
+        metrics=frozenset({"loss", "exact_match", "answer_f1"}),
     ),
 )
 TASKS.add(
@@ -90,6 +108,7 @@ TASKS.add(
         record_kinds={"continued_pretraining": frozenset({"text"})},
         implementation="worker.tasks.fill_mask:FillMask",
         main_metric="loss",
+        metrics=_LIKELIHOODS,
     ),
 )
 TASKS.add(
@@ -99,6 +118,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"labelled_image"})},
         implementation="worker.tasks.image_classification:ImageClassification",
         main_metric="loss",
+        metrics=_CLASSES,
         has_classes=True,
         has_text=False,
     ),
@@ -110,6 +130,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"transcribed_audio"})},
         implementation="worker.tasks.automatic_speech_recognition:AutomaticSpeechRecognition",
         main_metric="wer",
+        metrics=frozenset({"loss", "wer", "cer"}),
         has_text=False,
     ),
 )
@@ -120,6 +141,7 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"text_pairs", "scored_pairs"})},
         implementation="worker.tasks.feature_extraction:FeatureExtraction",
         main_metric="loss",
+        metrics=_RANKS | {"loss", "spearman"},
     ),
 )
 TASKS.add(
@@ -129,8 +151,21 @@ TASKS.add(
         record_kinds={"supervised": frozenset({"completion"})},
         implementation="worker.tasks.text2text_generation:Text2TextGeneration",
         main_metric="loss",
+        metrics=_LIKELIHOODS | _TEXTS,
     ),
 )
+
+
+def _learnt_otherwise(offered: Sequence[str], record_kind: str) -> str:
+    """Return, as a part of a sentence, which methods learn from such records."""
+    methods = {
+        method: None
+        for name in offered
+        if name in TASKS
+        for method, kinds in TASKS[name].record_kinds.items()
+        if record_kind in kinds
+    }
+    return f", from which {' or '.join(methods)} learns" if methods else ""
 
 
 def choose_task(offered: Sequence[str], method: str, record_kind: str) -> str:
@@ -158,10 +193,10 @@ def choose_task(offered: Sequence[str], method: str, record_kind: str) -> str:
                 param="method",
             )
         examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in kinds)
+        otherwise = _learnt_otherwise(offered, record_kind)
         raise InvalidInput(
-            f"the training file holds {record_kind} records; with this model, which can be "
-            f"fine-tuned for {', '.join(offered)}, the method {method!r} learns from records such "
-            f"as {examples}",
+            f"the training file holds {record_kind} records{otherwise}; with this model, which can be "
+            f"fine-tuned for {', '.join(offered)}, the method {method!r} learns from records such as {examples}",
             param="training_file",
         )
     raise InvalidInput(

@@ -20,6 +20,7 @@ from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.job_spec import AdapterSpec
 from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Circumstances
+from app.domain.metrics import METRICS
 from app.domain.peft_kinds import LORA
 from app.domain.tasks import TASKS, choose_task
 from app.domain.training_options import check_training_options
@@ -119,6 +120,7 @@ def prepare(
         )
     _check_batch_size(request, training_file)
     _check_evaluation(request, training_file)
+    _check_metrics(task, request)
     adapter = request.adapter or {"type": LORA}
     if start is not None:
         adapter = start.adapter
@@ -299,6 +301,22 @@ def has_held_out_records(request: JobRequest, training_file: File) -> bool:
     if holdout == "auto":
         return (training_file.record_count or 0) >= MIN_RECORDS_TO_HOLD_OUT
     return bool(holdout > 0)
+
+
+def _check_metrics(task: str, request: JobRequest) -> None:
+    """Refuse to choose or publish by what the task's reports do not have."""
+    condition = request.evaluation.get("deploy_if") or {}
+    wishes = {
+        "tunesmith.evaluation.best_metric": request.evaluation.get("best_metric"),
+        "tunesmith.evaluation.deploy_if.metric": condition.get("metric"),
+    }
+    for param, metric in wishes.items():
+        if metric is not None and metric not in TASKS[task].metrics:
+            measured = ", ".join(name for name in METRICS if name in TASKS[task].metrics)
+            raise InvalidInput(
+                f"{param}: {metric!r} is not measured in the task {task}; measured are {measured}",
+                param=param,
+            )
 
 
 def _check_evaluation(request: JobRequest, training_file: File) -> None:

@@ -107,7 +107,7 @@ class PackedLearner:
         return self._heldout is not None
 
     def description(self) -> dict[str, Any]:
-        return self._session.dataset.description()
+        return self._session.dataset.description(self._session.records)
 
     def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self._session.optimizer.weights()

@@ -60,12 +60,14 @@ class EncodedDataset:
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
 
-    def description(self) -> dict[str, Any]:
-        """Return what the dataset holds, for the `prepared` message."""
+    def description(self, records: Sequence[int]) -> dict[str, Any]:
+        """Return what the records that are learnt from hold, for the `prepared` message."""
+        sequences = [sequence for record in records for sequence in self.sequences(record)]
+        learnt = sum(int(self.tokens(sequence)[1][1:].sum()) for sequence in sequences)
         return {
-            "records": self.num_records,
-            "tokens": self.num_tokens,
-            "trainable_tokens": self.trainable_tokens,
+            "records": len(records),
+            "tokens": sum(self.length(record) for record in records),
+            "trainable_tokens": learnt,
             "truncated_lines": self.truncated.first,
             "truncated_count": self.truncated.count,
             "untrainable_lines": self.untrainable.first,

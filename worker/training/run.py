@@ -266,9 +266,23 @@ class _Run:
             manifest_sha256=chosen.manifest_sha256,
             trained_tokens=self._learner.trained_tokens,
             metrics_csv=self._learner.log.to_csv(),
+            notes=self._notes(chosen.step),
             **outcome.as_message(),
         )
         return True
+
+    def _notes(self, chosen_step: int) -> list[str]:
+        """Return what its user would wonder about: an early end, a step that is not the last."""
+        learner, stopping = self._learner, self._command.spec.hyperparameters.early_stopping
+        notes = []
+        if stopping is not None and learner.step < learner.total_steps:
+            notes.append(
+                f"Stopped early after step {learner.step}: {self._metric} has not improved for "
+                f"{stopping.patience} epochs"
+            )
+        if chosen_step != learner.step:
+            notes.append(f"The model is that of step {chosen_step}, the best by {self._metric}")
+        return notes
 
     def _chosen_checkpoint(self) -> Checkpoint:
         """Return the checkpoint to publish, whose weights are then those of the learner."""

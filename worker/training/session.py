@@ -46,13 +46,14 @@ class Session:
         step: optimizer steps taken.
         trained_tokens: tokens of all records seen so far, prompts included.
         log: what was measured.
+        records: those of the dataset that are trained on.
         batch_metrics: of the next batch, what making it has shown.
         generator: source of its dropout.
         reference: name of the adapter on the trunk that is the model which the run started from;
             None: that is the base model.
 
     Args:
-        records: those of the dataset that are trained on; None: all of them.
+        records: which of the dataset are trained on; None: all of them.
         optimizer: of the weights that are trained, where they are not those of `adapter`.
     """
 
@@ -79,7 +80,7 @@ class Session:
         self.reference = reference
         self._hyperparameters = spec.hyperparameters
         self._seed = spec.seed
-        self._records = range(dataset.num_records) if records is None else records
+        self.records = range(dataset.num_records) if records is None else records
         self.optimizer = optimizer or _optimizer_of(adapter, spec.hyperparameters)
         if spec.hyperparameters.anchor is not None:
             self.optimizer = AnchoredOptimizer(self.optimizer, spec.hyperparameters.anchor.strength)
@@ -89,7 +90,7 @@ class Session:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self._records) / self._hyperparameters.batch_size)
+        return math.ceil(len(self.records) / self._hyperparameters.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -128,10 +129,10 @@ class Session:
         """Return the records of the next step."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self._records), self._seed, epoch)
+            self._order = epoch, epoch_order(len(self.records), self._seed, epoch)
         size = self._hyperparameters.batch_size
         places = self._order[1][position * size : (position + 1) * size]
-        return [self._records[place] for place in places]
+        return [self.records[place] for place in places]
 
     def update(self, found: BatchLoss) -> float:
         """Finish a step whose gradients are accumulated; return the norm they had.
