@@ -195,8 +195,9 @@ def choose_task(offered: Sequence[str], method: str, record_kind: str) -> str:
         examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in kinds)
         otherwise = _learnt_otherwise(offered, record_kind)
         raise InvalidInput(
-            f"the training file holds {record_kind} records{otherwise}; with this model, which can be "
-            f"fine-tuned for {', '.join(offered)}, the method {method!r} learns from records such as {examples}",
+            f"the training file holds {record_kind} records{otherwise}; with this model, which "
+            f"can be fine-tuned for {', '.join(offered)}, the method {method!r} learns from "
+            f"records such as {examples}",
             param="training_file",
         )
     raise InvalidInput(
