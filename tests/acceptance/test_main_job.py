@@ -122,7 +122,9 @@ def test_each_epoch_ends_with_a_checkpoint(
 
 
 def test_the_results_are_a_table_of_every_step(user: OpenAI, run: Run) -> None:
-    (file_id,) = run.job.result_files
+    file_id, *report = run.job.result_files
+    names = [user.files.retrieve(one).filename for one in report]
+    assert names == ["report.json", "report.md", "loss.png", "loss.svg"]
     file = strict(user.files.with_raw_response.retrieve(file_id), FileObject)
     assert file.purpose == "fine-tune-results"
     rows = list(csv.DictReader(io.StringIO(user.files.content(file_id).read().decode())))

@@ -160,7 +160,7 @@ ROWS = (
         data="FAQ of a builder, questions and their answers",
         records=faq_text_pairs,
         metric="mrr",
-        small=Size(train=32, heldout=12, epochs=1),
+        small=Size(train=64, heldout=16, epochs=2),
         full=Size(train=320, heldout=150, epochs=2, margin=0.05),
         inputs=lambda record: record["anchor"],
         training={"max_length_tokens": 64},
