@@ -88,15 +88,18 @@ def check_base_models(resources: Resources) -> Iterator[Finding]:
         yield fail("base models", error.message, f"Correct {settings.catalogue_path}.")
         return
     installed = {model.id: find_installed(model, settings.models_dir) for model in models}
+    present = [name for name, model in installed.items() if model is not None]
     absent = [name for name, model in installed.items() if model is None]
-    if absent:
+    if not present:
         yield warn(
             "base models",
-            f"not on this machine: {', '.join(absent)}",
+            f"none is on this machine: {', '.join(absent)}",
             f"Fetched at the first use; `tunesmith models fetch {absent[0]}` does it now.",
         )
-    else:
-        yield ok("base models", f"installed: {', '.join(installed)}")
+        return
+    # Nobody needs all of the catalogue: one that is not asked for is nothing to mend.
+    later = f"; fetched at their first use: {', '.join(absent)}" if absent else ""
+    yield ok("base models", f"installed: {', '.join(present)}{later}")
 
 
 def check_engine(resources: Resources) -> Iterator[Finding]:
