@@ -173,7 +173,10 @@ def _nothing_to_learn(untrainable: "array[int]", truncated: "array[int]") -> str
 
 
 def _nothing_to_answer(untrainable: "array[int]", truncated: "array[int]") -> str:
-    return f"no prompt leaves room for an answer (lines {_first(untrainable)})"
+    return (
+        f"no prompt leaves room for an answer (lines {_first(untrainable)}): max_completion_tokens "
+        "and the prompt together exceed max_length_tokens"
+    )
 
 
 def _first(lines: "array[int]") -> str:
