@@ -1,9 +1,7 @@
 """Creating, cancelling, pausing and resuming jobs; what is refused leaves no trace."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 from sqlalchemy import Connection
 
@@ -14,49 +12,28 @@ from app.db.repositories.files import File
 from app.db.repositories.jobs import Job, NewJob
 from app.db.repositories.keys import Principal
 from app.domain.combinations import check_combination, check_continuation
-from app.domain.datasets import RECORD_KINDS
 from app.domain.errors import InvalidInput, InvalidTransition, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.job_spec import AdapterSpec
 from app.domain.job_state import JobStatus
-from app.domain.methods import METHODS, Circumstances
-from app.domain.metrics import METRICS
 from app.domain.peft_kinds import LORA
-from app.domain.tasks import TASKS, choose_task
+from app.domain.tasks import choose_task
 from app.domain.training_options import check_training_options
 from app.services import models
 from app.services.files import FINE_TUNE
+from app.services.job_checks import (
+    JobRequest,
+    check_batch_size,
+    check_evaluation,
+    check_method,
+    check_metrics,
+    check_records,
+)
 from app.services.job_starts import Start, find_start
 from app.services.models import Model
 
 MAX_SEED = 2**31 - 1
-# Fewer records are all needed for training.
-MIN_RECORDS_TO_HOLD_OUT = 50
-NEEDS_HELD_OUT_RECORDS = (
-    "needs held-out data: give a validation_file, or a holdout above 0 (one is chosen by itself "
-    f"from {MIN_RECORDS_TO_HOLD_OUT} records on)"
-)
 PAUSE_REQUESTED = "Pause requested: the job pauses at the end of the running step"
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """A job as its user asked for it, in wire words, already checked for types and bounds."""
-
-    model: str
-    training_file: str
-    validation_file: str | None
-    method: str
-    method_settings: dict[str, Any]
-    hyperparameters: dict[str, Any]
-    task: str | None
-    adapter: dict[str, Any] | None
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    seed: int | None
-    suffix: str | None
-    metadata: dict[str, str] | None
-    start_file: str | None = None
 
 
 def create(
@@ -107,33 +84,34 @@ def prepare(
         has_adapter=request.adapter is not None,
     )
     task = _task(model, request, training_file, start)
-    _check_records(task, request.method, training_file, "training_file")
-    files_by_field = {"training_file": training_file}
-    if request.validation_file is not None:
-        file = _dataset(connection, principal, request.validation_file, "validation_file")
-        _check_records(task, request.method, file, "validation_file")
-        files_by_field["validation_file"] = file
-    if (replay := request.training.get("replay")) is not None:
-        param = "tunesmith.training.replay.file"
-        _check_records(
-            task, request.method, _dataset(connection, principal, replay["file"], param), param
-        )
-    _check_batch_size(request, training_file)
-    _check_evaluation(request, training_file)
-    _check_metrics(task, request)
     adapter = request.adapter or {"type": LORA}
     if start is not None:
         adapter = start.adapter
         check_continuation(AdapterSpec.of_wire(adapter), start.param)
-    check_combination(task, request.method, AdapterSpec.of_wire(adapter))
+    spec = AdapterSpec.of_wire(adapter)
+    check_combination(task, request.method, spec)
+    check_records(task, request.method, training_file, "training_file")
+    files_by_field = {"training_file": training_file}
+    if request.validation_file is not None:
+        file = _dataset(connection, principal, request.validation_file, "validation_file")
+        check_records(task, request.method, file, "validation_file")
+        files_by_field["validation_file"] = file
+    if (replay := request.training.get("replay")) is not None:
+        param = "tunesmith.training.replay.file"
+        check_records(
+            task, request.method, _dataset(connection, principal, replay["file"], param), param
+        )
+    check_batch_size(request, training_file)
+    check_evaluation(request, training_file)
+    check_metrics(task, request)
     check_training_options(
         task,
         request.method,
-        AdapterSpec.of_wire(adapter),
+        spec,
         request.training,
         is_continued=start is not None,
     )
-    _check_method(request, model, AdapterSpec.of_wire(adapter), files_by_field)
+    check_method(request, model, spec, files_by_field)
     job_id = new_id("ftjob-")
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
     return NewJob(
@@ -252,82 +230,3 @@ def _task(model: Model, request: JobRequest, training_file: File, start: Start |
     if start is not None:
         start.check_task(task)
     return task
-
-
-def _check_records(task: str, method: str, file: File, param: str) -> None:
-    accepted = TASKS[task].kinds_for(method)
-    if not accepted:
-        usual = ", ".join(TASKS[task].record_kinds)
-        raise InvalidInput(
-            f"the task {task} cannot be learnt by the method {method!r}; it can by {usual}",
-            param="method",
-        )
-    if file.record_kind not in accepted:
-        examples = " or ".join(kind.example for kind in RECORD_KINDS if kind.name in accepted)
-        raise InvalidInput(
-            f"{param} {file.id} holds {file.record_kind} records; the task {task} and the method "
-            f"{method!r} learn from records such as {examples}",
-            param=param,
-        )
-
-
-def _check_method(
-    request: JobRequest, model: Model, adapter: AdapterSpec, files_by_field: Mapping[str, File]
-) -> None:
-    """Refuse settings of the method that do not go with the rest of the job."""
-    settings = METHODS[request.method].settings.model_validate(
-        {**request.method_settings, "hyperparameters": request.hyperparameters}
-    )
-    kinds = {field: file.record_kind or "" for field, file in files_by_field.items()}
-    circumstances = Circumstances(kinds, model.base.id, adapter, request.training)
-    settings.check(circumstances, f"method.{request.method}")
-
-
-def _check_batch_size(request: JobRequest, training_file: File) -> None:
-    batch_size = request.hyperparameters.get("batch_size", "auto")
-    records = training_file.record_count or 0
-    if batch_size != "auto" and batch_size > records:
-        raise InvalidInput(
-            f"batch_size {batch_size} is larger than the {records} records of the training file",
-            param=f"method.{request.method}.hyperparameters.batch_size",
-        )
-
-
-def has_held_out_records(request: JobRequest, training_file: File) -> bool:
-    """Say whether there will be records to judge the model on."""
-    if request.validation_file is not None:
-        return True
-    holdout = request.evaluation.get("holdout", "auto")
-    if holdout == "auto":
-        return (training_file.record_count or 0) >= MIN_RECORDS_TO_HOLD_OUT
-    return bool(holdout > 0)
-
-
-def _check_metrics(task: str, request: JobRequest) -> None:
-    """Refuse to choose or publish by what the task's reports do not have."""
-    condition = request.evaluation.get("deploy_if") or {}
-    wishes = {
-        "tunesmith.evaluation.best_metric": request.evaluation.get("best_metric"),
-        "tunesmith.evaluation.deploy_if.metric": condition.get("metric"),
-    }
-    for param, metric in wishes.items():
-        if metric is not None and metric not in TASKS[task].metrics:
-            measured = ", ".join(name for name in METRICS if name in TASKS[task].metrics)
-            raise InvalidInput(
-                f"{param}: {metric!r} is not measured in the task {task}; measured are {measured}",
-                param=param,
-            )
-
-
-def _check_evaluation(request: JobRequest, training_file: File) -> None:
-    """Refuse a choice by held-out data where there will be none."""
-    if has_held_out_records(request, training_file):
-        return
-    wishes = {
-        "tunesmith.evaluation.best_metric": request.evaluation.get("best_metric"),
-        "tunesmith.evaluation.deploy_if": request.evaluation.get("deploy_if"),
-        "tunesmith.training.early_stopping": request.training.get("early_stopping"),
-    }
-    for param, wish in wishes.items():
-        if wish is not None:
-            raise InvalidInput(f"{param} {NEEDS_HELD_OUT_RECORDS}", param=param)

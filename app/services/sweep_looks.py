@@ -20,7 +20,7 @@ from app.domain.registry import resolve
 from app.domain.search_spaces import spaces_of
 from app.domain.sweeps import Budget, Decision, Search, SweepStatus, Trial, TrialState
 from app.services import jobs
-from app.services.jobs import JobRequest
+from app.services.job_checks import JobRequest
 from app.services.sweep_parameters import with_parameters
 from app.services.sweeps import cancel_job
 

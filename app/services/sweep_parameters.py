@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from app.domain.errors import InvalidInput
 from app.domain.methods import METHODS
 from app.domain.peft_kinds import LORA, PEFT_KINDS
-from app.services.jobs import JobRequest
+from app.services.job_checks import JobRequest
 
 
 def with_parameters(request: JobRequest, parameters: dict[str, Any]) -> JobRequest:

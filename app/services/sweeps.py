@@ -29,13 +29,8 @@ from app.domain.sweeps import (
     default_pruner,
 )
 from app.domain.tasks import TASKS
-from app.services.jobs import (
-    MAX_SEED,
-    NEEDS_HELD_OUT_RECORDS,
-    JobRequest,
-    has_held_out_records,
-    prepare,
-)
+from app.services.job_checks import NEEDS_HELD_OUT_RECORDS, JobRequest, has_held_out_records
+from app.services.jobs import MAX_SEED, prepare
 from app.services.sweep_parameters import locate, with_parameters
 
 

@@ -29,8 +29,8 @@ from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
 from app.domain.methods import Hyperparameters as CommonHyperparameters
 from app.domain.peft_kinds import PEFT_KINDS
+from app.services.job_checks import MIN_RECORDS_TO_HOLD_OUT
 from app.services.job_starts import START_FILE
-from app.services.jobs import MIN_RECORDS_TO_HOLD_OUT
 from app.storage import Storage
 
 # More than this many say nothing new when judged on.

@@ -27,7 +27,7 @@ from app.domain.sweeps import Budget, SweepStatus, TrialState
 from app.resources import Resources
 from app.services import files, models
 from app.services import sweeps as services
-from app.services.jobs import JobRequest
+from app.services.job_checks import JobRequest
 from app.services.sweep_looks import advance
 from app.services.sweeper import Sweeper
 from app.services.sweeps import SweepRequest

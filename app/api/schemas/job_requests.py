@@ -9,7 +9,8 @@ from app.domain.methods import METHODS, Auto, SupervisedHyperparameters
 from app.domain.metrics import METRICS
 from app.domain.peft_kinds import LORA, PEFT_KINDS, AdapterOptions
 from app.domain.tasks import TASKS
-from app.services.jobs import MAX_SEED, JobRequest
+from app.services.job_checks import JobRequest
+from app.services.jobs import MAX_SEED
 
 DEFAULT_METHOD = "supervised"
 
