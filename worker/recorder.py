@@ -329,26 +329,13 @@ class Recorder:
 
 
 def _told(message: Message) -> str:
-    """Return the loss of a validation, and those of its metrics that people ask for first."""
-    found = {"loss": message["valid_loss"]}
-    found |= {name: message[f"valid_{name}"] for name in _TOLD if f"valid_{name}" in message}
-    return ", ".join(f"{name}={value:.4f}" for name, value in found.items() if value is not None)
+    """Return the loss of a validation, and the metric that the run is judged by."""
+    metric = message["judged_by"]
+    value = message.get(f"valid_{metric}")
+    more = "" if metric == "loss" or value is None else f", {metric}={value:.4f}"
+    return f"loss={message['valid_loss']:.4f}{more}"
 
 
-# Of each task one, as far as it has any beside the loss.
-_TOLD = (
-    "accuracy",
-    "f1_macro",
-    "entity_f1",
-    "answer_f1",
-    "mrr",
-    "spearman",
-    "wer",
-    "chrf",
-    "r2",
-    "reward",
-    "reward_accuracy",
-)
 _ADDRESS = frozenset({"type", "job_id", "epoch"})
 
 

@@ -182,7 +182,7 @@ class _Run:
             )
         self._check_metric(measured)
         self._learner.log.validations.append(measured)
-        self._send("validation", **measured.as_fields())
+        self._send("validation", judged_by=self._metric, **measured.as_fields())
         return True
 
     @property
