@@ -11,12 +11,11 @@ from sqlalchemy import Connection
 from app.db.clock import now
 from app.db.database import Database
 from app.db.repositories import adapters, counters, events, files, jobs, leases
-from app.db.repositories.files import NewFile
 from app.db.repositories.jobs import Job
 from app.domain.errors import LeaseLost, Unavailable
-from app.domain.ids import checkpoint_model_name, new_id
+from app.domain.ids import checkpoint_model_name
 from app.domain.job_state import JobStatus
-from app.services.files import RESULTS
+from app.services.files import store_results
 from app.storage import Storage
 from worker.lease import Lease
 
@@ -142,7 +141,9 @@ class Recorder:
 
     def finished(self, message: Message) -> None:
         """Publish: the adapter's name, the files of results and the status, all in one."""
-        results = self._store_results(message)
+        contents = {"step_metrics.csv": message["metrics_csv"].encode()}
+        contents |= {name: b64decode(content) for name, content in message["results"].items()}
+        results = store_results(self._storage, self._job.project_id, contents)
         shown = {
             "epoch": self._lease.epoch,
             "finished_at": now(),
@@ -289,26 +290,6 @@ class Recorder:
             manifest_sha256=message["manifest_sha256"],
             step=message["step"],
             is_final=is_final,
-        )
-
-    def _store_results(self, message: Message) -> list[NewFile]:
-        """Store the numbers of every step, and what else the run has to show."""
-        contents = {"step_metrics.csv": message["metrics_csv"].encode()}
-        contents |= {name: b64decode(content) for name, content in message["results"].items()}
-        return [self._store_result(name, content) for name, content in contents.items()]
-
-    def _store_result(self, filename: str, content: bytes) -> NewFile:
-        file_id = new_id("file-")
-        key = f"files/{file_id}"
-        stored = self._storage.put(key, [content])
-        return NewFile(
-            id=file_id,
-            project_id=self._job.project_id,
-            purpose=RESULTS,
-            filename=filename,
-            bytes=stored.bytes,
-            sha256=stored.sha256,
-            storage_key=key,
         )
 
     def _check(self, connection: Connection, **fields: Any) -> None:

@@ -1,7 +1,7 @@
 """Files of a project: content first, row last; what is uploaded is checked before either."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import BinaryIO
@@ -78,6 +78,13 @@ def store(
     )
 
 
+def store_results(
+    storage: Storage, project_id: str, contents: Mapping[str, bytes]
+) -> list[NewFile]:
+    """Store what a job has to show, by filename; the rows are the caller's to add."""
+    return [_store_result(storage, project_id, *named) for named in contents.items()]
+
+
 def read(storage: Storage, file: File) -> Iterator[bytes]:
     """Yield the content of a file. Raises: NotFound."""
     stream = storage.open(file.storage_key)
@@ -109,6 +116,21 @@ def check_purpose(purpose: str) -> None:
             f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r} or {ADAPTER!r}",
             param="purpose",
         )
+
+
+def _store_result(storage: Storage, project_id: str, filename: str, content: bytes) -> NewFile:
+    file_id = new_id("file-")
+    key = f"files/{file_id}"
+    stored = storage.put(key, [content])
+    return NewFile(
+        id=file_id,
+        project_id=project_id,
+        purpose=RESULTS,
+        filename=filename,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        storage_key=key,
+    )
 
 
 def _check_room(storage: Storage, length: int, min_free_bytes: int) -> None:
