@@ -50,6 +50,7 @@ def test_the_best_checkpoint_is_published(run_attempt: RunAttempt, overfitting: 
     published = dict(losses_of(attempt))[step]
     assert attempt.last["report"]["metrics"]["loss"]["tuned"] == pytest.approx(published, rel=1e-5)
     assert report_of(attempt)["best_step"] == step
+    assert attempt.last["notes"] == [f"The model is that of step {step}, the best by loss"]
 
 
 def test_without_a_metric_the_last_checkpoint_is_published(
@@ -70,6 +71,7 @@ def test_a_run_ends_when_it_stops_improving(run_attempt: RunAttempt, overfitting
     best = min(seen, key=lambda one: one[1])
     assert seen[-1][0] > best[0]
     assert attempt.last["step"] == (best[0] or seen[1][0])
+    assert attempt.last["notes"][0].startswith(f"Stopped early after step {seen[-1][0]}: loss has")
 
 
 def test_a_resumed_run_chooses_as_an_uninterrupted_one(
@@ -119,6 +121,8 @@ def test_a_share_of_the_training_file_is_held_out(
     report = report_of(attempt)
     assert attempt.last["step"] == 3, "two of the five records are not trained on"
     assert (report["held_out"]["rows"], report["held_out"]["share"]) == (2, 0.4)
+    # What is judged on is not counted as learnt from.
+    assert (attempt.of_type("prepared")[0]["records"], report["training_rows"]) == (3, 3)
 
 
 @pytest.mark.parametrize(("min_gain", "is_published"), [(1e6, False), (0.0, True)])

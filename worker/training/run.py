@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from app.domain.errors import TrainingFailed
-from app.domain.methods import METHODS
 from app.domain.registry import resolve
-from app.domain.tasks import TASKS
 from app.storage.port import Storage, open_storage
 from worker.training.bases import WarmBases
-from worker.training.best import best_step, epochs_since_best
 from worker.training.checkpoints import (
     Checkpoint,
     locate_start,
@@ -22,10 +19,10 @@ from worker.training.checkpoints import (
 from worker.training.commands import Abandon, CommandQueue, Stop, Train
 from worker.training.deadline import Deadline
 from worker.training.follow import join
-from worker.training.metrics import ValidationMetrics
 from worker.training.outcome import Outcome
 from worker.training.prepare import Prepared, prepare
 from worker.training.ranks import Ranks
+from worker.training.selection import Selection
 from worker.training.step_log import StepLog
 
 # By name, since it draws: see there.
@@ -99,6 +96,7 @@ class _Run:
     ) -> None:
         self._command = command
         self._learner = prepared.learner
+        self._selection = Selection(command.spec, prepared.learner.steps_per_epoch)
         self._storage = storage
         self._deadline = deadline
         self._step_log = step_log
@@ -131,7 +129,9 @@ class _Run:
             self._last_epoch_end = learner.step
         elif self._is_checkpoint_due():
             self._write_checkpoint(is_epoch_end=False)
-        if learner.step == learner.total_steps or self._has_stopped_improving():
+        if learner.step == learner.total_steps or self._selection.has_stopped_improving(
+            learner.log, learner.step
+        ):
             return self._finish()
         return self._find_ending() is not None and self._end()
 
@@ -180,25 +180,14 @@ class _Run:
                 code="non_finite_loss",
                 param="learning_rate_multiplier",
             )
-        self._check_metric(measured)
+        self._selection.check(measured)
         self._learner.log.validations.append(measured)
-        self._send("validation", judged_by=self._metric, **measured.as_fields())
+        self._send("validation", judged_by=self._selection.metric, **measured.as_fields())
         return True
 
     @property
     def _is_epoch_end(self) -> bool:
         return self._learner.step > 0 and self._learner.step % self._learner.steps_per_epoch == 0
-
-    def _check_metric(self, measured: ValidationMetrics) -> None:
-        """Find out before the first step that nothing could be chosen by a metric."""
-        wanted = self._command.spec.evaluation.best_metric
-        if wanted is not None and wanted != "loss" and wanted not in measured.metrics:
-            raise TrainingFailed(
-                f"best_metric {wanted!r} is not measured in this job; measured are "
-                f"{', '.join(['loss', *measured.metrics])}",
-                code="invalid_metric",
-                param="tunesmith.evaluation.best_metric",
-            )
 
     def _is_checkpoint_due(self) -> bool:
         elapsed_seconds = time.monotonic() - self._checkpointed_at
@@ -231,24 +220,6 @@ class _Run:
         self._step_log.write("checkpoint", step)
         return checkpoint
 
-    def _has_stopped_improving(self) -> bool:
-        """Say whether the last validations brought nothing, as `early_stopping` means it."""
-        stopping = self._command.spec.hyperparameters.early_stopping
-        if stopping is None or not self._is_epoch_end:
-            return False
-        history = [
-            (step, value)
-            for step, value in self._learner.log.history(self._metric)
-            if step % self._learner.steps_per_epoch == 0
-        ]
-        return epochs_since_best(self._metric, history, stopping.min_delta) >= stopping.patience
-
-    @property
-    def _metric(self) -> str:
-        spec = self._command.spec
-        of_method = METHODS[spec.method].main_metric
-        return spec.evaluation.best_metric or of_method or TASKS[spec.task].main_metric
-
     def _finish(self) -> bool:
         """Publish the result with its report; or end, if a command came in between."""
         chosen = self._chosen_checkpoint()
@@ -266,36 +237,19 @@ class _Run:
             manifest_sha256=chosen.manifest_sha256,
             trained_tokens=self._learner.trained_tokens,
             metrics_csv=self._learner.log.to_csv(),
-            notes=self._notes(chosen.step),
+            notes=self._selection.notes(self._learner.step, self._learner.total_steps, chosen.step),
             **outcome.as_message(),
         )
         return True
 
-    def _notes(self, chosen_step: int) -> list[str]:
-        """Return what its user would wonder about: an early end, a step that is not the last."""
-        learner, stopping = self._learner, self._command.spec.hyperparameters.early_stopping
-        notes = []
-        if stopping is not None and learner.step < learner.total_steps:
-            notes.append(
-                f"Stopped early after step {learner.step}: {self._metric} has not improved for "
-                f"{stopping.patience} epochs"
-            )
-        if chosen_step != learner.step:
-            notes.append(f"The model is that of step {chosen_step}, the best by {self._metric}")
-        return notes
-
     def _chosen_checkpoint(self) -> Checkpoint:
         """Return the checkpoint to publish, whose weights are then those of the learner."""
-        last, spec = self._checkpoint, self._command.spec
+        last = self._checkpoint
         assert last is not None
-        is_chosen_by_metric = spec.evaluation.best_metric or spec.hyperparameters.early_stopping
-        if not is_chosen_by_metric or not self._learner.has_heldout:
-            return last
-        history = self._learner.log.history(self._metric)
-        step = best_step(self._metric, [one for one in history if one[0] in self._epoch_ends])
+        step = self._selection.best_of(self._learner.log, self._epoch_ends)
         if step is None or step == last.step:
             return last
-        saved = read_checkpoint(self._storage, self._epoch_ends[step], spec)
+        saved = read_checkpoint(self._storage, self._epoch_ends[step], self._command.spec)
         self._learner.load_weights(saved.adapter, saved.tensors)
         return saved.checkpoint
 
