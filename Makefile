@@ -11,7 +11,7 @@ PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 SOURCES := app worker migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format openapi acceptance chaos bench-training clean
+.PHONY: help demo serve test check format openapi acceptance canaries chaos bench-training bench-loading bench-serving clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -43,12 +43,21 @@ openapi: $(VENV)/.dev ## Write openapi.json anew
 acceptance: $(VENV)/.dev ## Train and ask every task at full size, and print the table of docs/tasks.md (an hour)
 	@$(BIN)/python -m tests.acceptance.table $(ACCEPTANCE)
 
+canaries: $(VENV)/.dev ## Ask eight adapters 2,000 times while others come and go, and hear that none answers for another (minutes)
+	@$(BIN)/python -m pytest -q -s -m slow tests/acceptance/test_canaries.py
+
 chaos: $(VENV)/.dev ## Kill, freeze and starve the real service, and check that nothing is lost (40 minutes)
 	@$(BIN)/python -m pytest -q -m slow tests/integration/test_lease_machine.py
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 bench-training: $(VENV)/.demo ## Compare training speed with TRL's SFTTrainer (about 15 minutes)
 	@PYTHON=$(PYTHON) bash bench/training.sh
+
+bench-serving: $(VENV)/.demo ## Compare generation with transformers, PEFT, vLLM and llama.cpp (about 20 minutes)
+	@PYTHON=$(PYTHON) bash bench/serving.sh $(BENCH)
+
+bench-loading: $(VENV)/.dev ## Compare the first call of a new adapter with PEFT's load_adapter (2 minutes)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. $(BIN)/python -W ignore bench/adapter_loading.py $(BENCH)
 
 clean: ## Remove the virtual environments; the data in .tunesmith stays
 	rm -rf $(VENV) $(VENV)-*

@@ -1,4 +1,5 @@
-"""The API's entry: `create_app` puts routes, middleware and the sweeper together."""
+"""The API's entry: `create_app` puts routes, middleware, the sweeper and the
+runner of batches together."""
 
 import logging
 import sys
@@ -8,13 +9,17 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from app.api.access_log import leave_out_probes
+from app.access_log import leave_out
+from app.api.batch_wire import OpenAIWire
 from app.api.deps import bearer, refuse_odd_queries
 from app.api.errors import add_error_handlers
 from app.api.middleware import Authentication, BodyLimit, RequestIds
 from app.api.routes import (
+    aliases,
+    batches,
     ensembles,
     explanations,
+    exports,
     files,
     graders,
     health,
@@ -23,17 +28,26 @@ from app.api.routes import (
     metrics,
     models,
     predictions,
+    responses,
     sweeps,
+    traffic,
 )
 from app.db.migrations import upgrade
 from app.db.repositories.keys import Principal
 from app.resources import Resources
+from app.services import shadows
+from app.services.batches.runner import BatchRunner
+from app.services.engine_upkeep import EngineUpkeep
 from app.services.idempotency import Claims
 from app.services.keys import authenticate, create_first_key
 from app.services.sweeper import Sweeper
+from app.services.traffic import TrafficWriter
 from app.settings import Settings, load_settings
 
 DESCRIPTION = "Fine-tuning as a service that you run yourself, on OpenAI's wire format."
+
+# What a supervisor and a collector of metrics ask all the time.
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log = logging.getLogger("tunesmith.api")
 
@@ -44,13 +58,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        leave_out_probes()
+        leave_out(PROBES)
         upgrade(resources.database)
         _announce_first_key(resources)
         app.state.claims = Claims(resources.database)
         app.state.claims.start()
         app.state.sweeper.start()
+        resources.engine.watch()
+        app.state.batch_runner.start()
+        writer = TrafficWriter(resources)
+        writer.start()
+        upkeep = EngineUpkeep(resources)
+        upkeep.start()
         yield
+        await upkeep.close()
+        await app.state.batch_runner.close()
+        await shadows.close(resources)
+        writer.close()
         app.state.sweeper.close()
         app.state.claims.close()
         await resources.engine.close()
@@ -64,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.state.sweeper = Sweeper(resources)
+    app.state.batch_runner = BatchRunner(resources, OpenAIWire())
     app.include_router(health.router)
     app.include_router(metrics.router)
     for routes in (
@@ -72,10 +97,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sweeps,
         models,
         ensembles,
+        aliases,
+        exports,
+        traffic,
         inference,
+        responses,
         predictions,
         explanations,
         graders,
+        batches,
     ):
         app.include_router(
             routes.router, dependencies=[Depends(bearer), Depends(refuse_odd_queries)]

@@ -1,7 +1,8 @@
-"""Sending work by name. A message is a wake-up that holds a job id; the row is the truth."""
+"""Sending work by name. A message is a wake-up that holds an id; the row is the truth."""
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +11,20 @@ import redis
 from celery import Celery
 
 RUN_JOB = "tunesmith.run_job"
+RUN_EXPORT = "tunesmith.run_export"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One kind of work that messages wake workers for: a queue, and the task's name in it."""
+
+    queue: str
+    task: str
+
+
+JOBS = Line("train", RUN_JOB)
+# A queue of their own: whoever trains for hours takes no message from the other meanwhile.
+EXPORTS = Line("export", RUN_EXPORT)
 
 
 def make_celery(broker_url: str) -> Celery:
@@ -23,7 +38,7 @@ def make_celery(broker_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_publish_retry=False,
-        task_default_queue="train",
+        task_default_queue=JOBS.queue,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_send_task_events=False,
@@ -35,26 +50,28 @@ def make_celery(broker_url: str) -> Celery:
     return app
 
 
-def send_wake_ups(app: Celery, job_ids: Iterable[str]) -> None:
-    """Send one message a job.
+def send_wake_ups(app: Celery, ids: Iterable[str], line: Line = JOBS) -> None:
+    """Send one message a job, or an export.
 
     Raises:
         Exception: whatever the broker's client raises when it cannot be reached.
     """
     with app.connection_for_write(connect_timeout=2) as connection:
-        for job_id in job_ids:
-            app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
+        for one in ids:
+            app.send_task(
+                line.task, args=[one], queue=line.queue, connection=connection, retry=False
+            )
 
 
-def count_waiting(app: Celery) -> int:
+def count_waiting(app: Celery, line: Line = JOBS) -> int:
     """Return how many messages no worker has taken yet.
 
     Raises:
         Exception: whatever the broker's client raises when it cannot be reached.
     """
     with app.connection_for_write(connect_timeout=2) as connection:
-        name = app.conf.task_default_queue
-        return int(connection.default_channel.queue_declare(queue=name).message_count)
+        declared = connection.default_channel.queue_declare(queue=line.queue)
+        return int(declared.message_count)
 
 
 def check_broker(app: Celery, timeout_seconds: float) -> Mapping[str, str]:

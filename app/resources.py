@@ -6,13 +6,14 @@ from functools import cached_property
 
 from celery import Celery
 
-from app.base_models import Catalogue, load_catalogue
+from app.base_models import Catalogue, described, load_catalogue
 from app.db.database import Database, open_database
 from app.domain.errors import InvalidInput, Unavailable
-from app.inference import EngineClient, open_engine
+from app.inference import EngineRouter, open_engine
 from app.queue import make_celery
 from app.settings import Settings
 from app.storage import Storage, open_storage
+from app.traffic import Traffic
 
 _log = logging.getLogger("tunesmith")
 
@@ -41,8 +42,12 @@ class Resources:
         return make_celery(self.settings.broker_url)
 
     @cached_property
-    def engine(self) -> EngineClient:
+    def engine(self) -> EngineRouter:
         return open_engine(self.settings)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return Traffic()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -53,3 +58,8 @@ class Resources:
             # The operator's mistake, and none of the caller's.
             _log.error("the catalogue cannot be read: %s", error.message)
             raise Unavailable("The operator's catalogue of base models cannot be read.") from error
+
+    @property
+    def described_catalogue(self) -> Catalogue:
+        """The same with the architectures of the base models that are installed on this machine."""
+        return described(self.catalogue, self.settings.models_dir)

@@ -14,12 +14,20 @@ class Settings:
 
     Attributes:
         data_dir: where the embedded defaults keep everything.
-        engine_kind: which client speaks to the engine: `builtin` or `vllm`.
+        engine_url: where the engines are: a list, as `app.inference.endpoints` describes.
+        engine_kind: the kind of those engines that `engine_url` says none of: `builtin` or `vllm`.
+        pinned_adapters: names of fine-tuned models that engines are to have in memory.
+        engine_port: of the engine that `tunesmith up` runs.
+        engines: how many it runs, on this port and those after it.
         lease_ttl_seconds: a worker that is silent for this long loses its job.
         max_attempts: crashes after which a job fails as `worker_lost`.
         max_prediction_bytes: longest body of a request for predictions, which may hold media.
         stall_timeout_seconds: a trainer that tells nothing for this long is killed.
         min_free_bytes: with less room left in storage, uploads are refused and no job is claimed.
+        batch_parallel: requests of one batch that are asked at once.
+        batches_parallel: requests of all batches that one API process asks at once.
+        feedback_window_seconds: for how long feedback on an answer is taken, and samples of shadows
+            are kept.
         step_log_path: file to which trainers append a line for every step, or None.
     """
 
@@ -32,6 +40,9 @@ class Settings:
     engine_url: str
     engine_kind: str = "builtin"
     engine_api_key: str | None = field(default=None, repr=False)
+    pinned_adapters: tuple[str, ...] = ()
+    engine_port: int = 8001
+    engines: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     organization: str = "default"
@@ -47,6 +58,9 @@ class Settings:
     engine_timeout_seconds: float = 600.0
     stall_timeout_seconds: float = 1800.0
     min_free_bytes: int = 512 << 20
+    batch_parallel: int = 16
+    batches_parallel: int = 32
+    feedback_window_seconds: float = 7 * 86_400.0
     step_log_path: Path | None = None
 
 
@@ -58,6 +72,8 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """
     data_dir = Path(environment.get("TUNESMITH_DATA_DIR") or ".tunesmith").expanduser().resolve()
     engine_port = _port(environment, "ENGINE_PORT", 8001)
+    engines = _count(environment, "ENGINES", 1)
+    own_urls = ",".join(f"http://127.0.0.1:{engine_port + number}" for number in range(engines))
     return Settings(
         data_dir=data_dir,
         database_url=environment.get("DATABASE_URL") or f"sqlite:///{data_dir}/tunesmith.db",
@@ -65,9 +81,14 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         storage_url=environment.get("STORAGE_URL") or f"file://{data_dir}/storage",
         models_dir=_path(environment, "MODELS_DIR", data_dir / "models"),
         catalogue_path=_path(environment, "MODELS_CATALOGUE", data_dir / "models.toml"),
-        engine_url=(environment.get("ENGINE_URL") or f"http://127.0.0.1:{engine_port}").rstrip("/"),
+        engine_url=(environment.get("ENGINE_URL") or own_urls).rstrip("/"),
         engine_kind=environment.get("ENGINE_KIND") or "builtin",
         engine_api_key=environment.get("ENGINE_API_KEY") or None,
+        pinned_adapters=tuple(
+            environment.get("ENGINE_PINNED_ADAPTERS", "").replace(",", " ").split()
+        ),
+        engine_port=engine_port,
+        engines=engines,
         host=environment.get("API_HOST") or "127.0.0.1",
         port=_port(environment, "API_PORT", 8000),
         organization=environment.get("TUNESMITH_ORGANIZATION") or "default",
@@ -82,6 +103,9 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         engine_timeout_seconds=_number(environment, "ENGINE_TIMEOUT_SECONDS", 600.0),
         stall_timeout_seconds=_number(environment, "STALL_TIMEOUT_SECONDS", 1800.0),
         min_free_bytes=int(_number(environment, "MIN_FREE_BYTES", 512 << 20)),
+        batch_parallel=int(_number(environment, "BATCH_PARALLEL", 16)),
+        batches_parallel=int(_number(environment, "BATCHES_PARALLEL", 32)),
+        feedback_window_seconds=_number(environment, "FEEDBACK_WINDOW_SECONDS", 7 * 86_400.0),
         step_log_path=_optional_path(environment, "STEP_LOG"),
     )
 
@@ -106,6 +130,13 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     if not 0 < number < float("inf"):
         raise InvalidInput(f"{name} must be greater than 0, found {text!r}")
     return number
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    count = _number(environment, name, default)
+    if count != int(count):
+        raise InvalidInput(f"{name} must be a whole number, found {environment[name]!r}")
+    return int(count)
 
 
 def _port(environment: Mapping[str, str], name: str, default: int) -> int:

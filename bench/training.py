@@ -32,9 +32,10 @@ from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.trunk.chat import EncodedRecord
 from worker.trunk.device import DeviceProfile
+from worker.trunk.loading import load_trunk
 from worker.trunk.lora import new_adapter
 from worker.trunk.peft_format import load_adapter
-from worker.trunk.trunk import Trunk, load_trunk
+from worker.trunk.trunk import Trunk
 
 BATCH_SIZE = 8
 TOKEN_BUDGET = 4096

@@ -1,5 +1,6 @@
 """Fixtures of every test: the base model, real databases and brokers, real processes."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ FOLDERS = (
     "training",
     "tasks",
     "tuning",
+    "exporting",
     "generation",
     "serving",
     "acceptance",
@@ -47,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
     # The order within these stays: pytest has grouped the tests that share a fixture.
     items.sort(key=cost)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_models_left() -> Iterator[None]:
+    """Free what a file's tests have loaded: models are full of circles, and few objects.
+
+    The collector counts objects and not bytes, so that it would let gigabytes pile up.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,13 @@ import sys
 from app.db.migrations import upgrade
 from app.domain.errors import DomainError
 from app.lifeline import hold_lifeline
+from app.queue import EXPORTS
 from app.resources import Resources
 from app.settings import load_settings
 from worker.celery_tasks import register
+from worker.export_supervisor import ExportSupervisor
 from worker.supervisor import Supervisor
+from worker.wake_ups import WakeUps
 
 # Workers need nothing of each other: the database says who does what.
 _ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -25,7 +28,8 @@ def main() -> None:
     resources = Resources(settings)
     upgrade(resources.database)
     supervisor = Supervisor(resources)
-    register(resources.celery, supervisor)
+    wake_ups = WakeUps(resources.celery, EXPORTS, ExportSupervisor(resources))
+    register(resources.celery, supervisor, wake_ups)
     try:
         # Threads, because a supervisor only waits: the work is done in the trainer.
         resources.celery.worker_main(
@@ -34,6 +38,7 @@ def main() -> None:
     finally:
         was_asked_to_stop = supervisor.is_stopping
         supervisor.close()
+        wake_ups.close()
     if not was_asked_to_stop:
         # Whoever keeps the worker running must not take this for a wanted end.
         sys.exit("tunesmith worker: the connection to the broker was lost for good")

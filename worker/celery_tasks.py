@@ -8,10 +8,11 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from app.queue import RUN_JOB
 from worker.supervisor import Supervisor
+from worker.wake_ups import WakeUps
 
 
-def register(app: Celery, supervisor: Supervisor) -> None:
-    """Connect a supervisor to the app's messages and signals."""
+def register(app: Celery, supervisor: Supervisor, wake_ups: WakeUps) -> None:
+    """Connect a supervisor, and what waits beside it, to the app's messages and signals."""
 
     @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
     def run_job(job_id: str) -> None:
@@ -21,6 +22,7 @@ def register(app: Celery, supervisor: Supervisor) -> None:
     def on_ready(**_: Any) -> None:
         # Also what was queued while no worker was there, whose messages may be lost.
         threading.Thread(target=_start, name="start", daemon=True).start()
+        wake_ups.start()
 
     def _start() -> None:
         supervisor.warm_up()
@@ -28,6 +30,7 @@ def register(app: Celery, supervisor: Supervisor) -> None:
 
     def on_shutting_down(**_: Any) -> None:
         supervisor.stop()
+        wake_ups.stop()
 
     worker_ready.connect(on_ready, weak=False)
     worker_shutting_down.connect(on_shutting_down, weak=False)

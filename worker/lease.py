@@ -1,4 +1,4 @@
-"""Holding a job's lease: renewed from a thread, told to the trainer through a deadline file."""
+"""Holding the lease of a job or an export: renewed from a thread, told to a trainer by a file."""
 
 import logging
 import struct
@@ -7,9 +7,13 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection
 
 from app.db.database import Database
 from app.db.repositories import leases
+from app.db.repositories.leases import Renewal
 from app.domain.errors import LeaseLost, Unavailable
 
 # The trainer takes no step past this share of the time to live, so that it has certainly stopped
@@ -54,13 +58,23 @@ class DeadlineFile:
         self.path.unlink(missing_ok=True)
 
 
+class Renew(Protocol):
+    """Extends a live lease by a time to live. Raises: LeaseLost."""
+
+    def __call__(
+        self, connection: Connection, job_id: str, epoch: int, ttl_seconds: float, /
+    ) -> Renewal: ...
+
+
 class Lease:
     """A claimed lease, renewed until it is closed or lost.
 
     Args:
+        job_id: of the job; or of an export, with its `renew`.
         epoch: of the claim; every write of this attempt carries it.
         claimed_at: `time.monotonic()` from before the claim was sent.
-        deadline_file: told of every renewal; the caller's to close.
+        deadline_file: told of every renewal; the caller's to close. None where whoever works can
+            publish nothing by itself.
     """
 
     def __init__(
@@ -71,7 +85,8 @@ class Lease:
         *,
         ttl_seconds: float,
         claimed_at: float,
-        deadline_file: DeadlineFile,
+        deadline_file: DeadlineFile | None,
+        renew: Renew = leases.renew,
     ) -> None:
         self.job_id = job_id
         self.epoch = epoch
@@ -80,9 +95,9 @@ class Lease:
         self._lost = threading.Event()
         self._closing = threading.Event()
         self._pause = threading.Event()
-        self._deadline = claimed_at + FENCE * ttl_seconds
+        self._renew = renew
         self._deadline_file = deadline_file
-        deadline_file.tell(self._deadline)
+        self._set_deadline(claimed_at + FENCE * ttl_seconds)
         self._thread = threading.Thread(target=self._renew_until_closed, name=f"lease {job_id}")
         self._thread.start()
 
@@ -109,7 +124,7 @@ class Lease:
             asked_at = time.monotonic()
             try:
                 with self._database.write() as connection:
-                    renewal = leases.renew(connection, self.job_id, self.epoch, self._ttl_seconds)
+                    renewal = self._renew(connection, self.job_id, self.epoch, self._ttl_seconds)
             except LeaseLost:
                 self._lost.set()
                 return
@@ -123,8 +138,12 @@ class Lease:
             if renewal.pause_requested:
                 self._pause.set()
             interval = self._ttl_seconds / 4
-            self._deadline = asked_at + FENCE * self._ttl_seconds
-            self._deadline_file.tell(self._deadline)
+            self._set_deadline(asked_at + FENCE * self._ttl_seconds)
+
+    def _set_deadline(self, moment: float) -> None:
+        self._deadline = moment
+        if self._deadline_file is not None:
+            self._deadline_file.tell(moment)
 
 
 def _delete_left_over() -> None:

@@ -1,6 +1,5 @@
 """From the trainer's messages to rows: every write is one short transaction under the lease."""
 
-import logging
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -12,21 +11,18 @@ from app.db.clock import now
 from app.db.database import Database
 from app.db.repositories import adapters, counters, events, files, jobs, leases
 from app.db.repositories.jobs import Job
-from app.domain.errors import LeaseLost, Unavailable
 from app.domain.ids import checkpoint_model_name
 from app.domain.job_state import JobStatus
 from app.services.files import store_results
 from app.storage import Storage
+from worker.fenced_writes import write_until_taken
 from worker.lease import Lease
 
 # Quicker steps than this share one event; the file of results has every one of them.
 STEP_EVENT_INTERVAL_SECONDS = 0.5
-RETRY_SECONDS = 0.5
 LOG_TAIL_CHARACTERS = 4_000
 
 Message = dict[str, Any]
-
-_log = logging.getLogger("tunesmith.worker")
 
 
 class Recorder:
@@ -58,6 +54,7 @@ class Recorder:
             warnings.append(
                 _count_of_lines(message, "untrainable", "without a token to train on: left out")
             )
+        told.append(message["memory_note"])
         if message["start_step"]:
             told.append(f"Resuming from step {message['start_step']}")
 
@@ -296,17 +293,7 @@ class Recorder:
         leases.write(connection, self._job.id, self._lease.epoch, **fields)
 
     def _write(self, write: Callable[[Connection], None]) -> None:
-        """Run a write until the database takes it or the lease is lost."""
-        while True:
-            try:
-                with self._database.write() as connection:
-                    write(connection)
-                return
-            except Unavailable as error:
-                if self._lease.is_lost:
-                    raise LeaseLost() from error
-                _log.warning("cannot write, trying again: %s", error.message)
-                time.sleep(RETRY_SECONDS)
+        write_until_taken(self._database, self._lease, write)
 
 
 def _told(message: Message) -> str:

@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ from app.resources import Resources
 from worker.lease import DeadlineFile, Lease
 from worker.recorder import Recorder
 from worker.room import Room
-from worker.trainer import Trainer, TrainerDied
+from worker.trainer import Trainer, TrainerDied, trainer_environment
 
 POLL_SECONDS = 0.1
-
-_SECRETS = frozenset({"DATABASE_URL", "BROKER_URL", "ENGINE_API_KEY"})
 
 _log = logging.getLogger("tunesmith.worker")
 
@@ -273,16 +270,8 @@ class Supervisor:
 
     def _ensure_trainer(self) -> Trainer:
         if self._trainer is None or not self._trainer.is_alive:
-            self._trainer = Trainer(_trainer_environment(os.environ))
+            self._trainer = Trainer(trainer_environment(os.environ))
         return self._trainer
-
-
-def _trainer_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the trainer sees: no way into the database, the broker or the engine."""
-    kept = {name: value for name, value in environment.items() if name not in _SECRETS}
-    # Waiting threads that spin make each other late as soon as anything else wants the cores:
-    # measured on two busy ones, a step is two to five times as fast when they sleep.
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | kept
 
 
 def _record(recorder: Recorder, message: dict[str, Any], reason: str) -> bool:

@@ -8,6 +8,7 @@ from fastapi.security import HTTPBearer
 from app.db.repositories.keys import Principal
 from app.domain.errors import InvalidInput
 from app.resources import Resources
+from app.services.batches.runner import BatchRunner
 from app.services.sweeper import Sweeper
 
 # Documents the scheme; the middleware has already checked the key.
@@ -49,6 +50,11 @@ def _sweeper(request: Request) -> Sweeper:
     return sweeper
 
 
+def _runner(request: Request) -> BatchRunner:
+    runner: BatchRunner = request.app.state.batch_runner
+    return runner
+
+
 def _principal(request: Request) -> Principal:
     principal: Principal = request.state.principal
     return principal
@@ -56,6 +62,7 @@ def _principal(request: Request) -> Principal:
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 SweeperDep = Annotated[Sweeper, Depends(_sweeper)]
+BatchRunnerDep = Annotated[BatchRunner, Depends(_runner)]
 PrincipalDep = Annotated[Principal, Depends(_principal)]
 
 AfterQuery = Annotated[

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.api.wrong_fields import explain_validation
 from app.domain import errors
 
 _log = logging.getLogger("tunesmith.api")
@@ -50,11 +51,19 @@ def envelope(
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
+def told_by(error: errors.DomainError) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body that an error is told by."""
+    status, type_ = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return status, envelope(error.message, type_, error.param, error.code)
+
+
 def response_of(error: errors.DomainError) -> JSONResponse:
     """Return the response that an error is told by."""
-    status, type_ = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    body = envelope(error.message, type_, error.param, error.code)
-    return JSONResponse(body, status, headers=RETRY_HEADERS.get(status))
+    status, body = told_by(error)
+    headers = dict(RETRY_HEADERS.get(status, {}))
+    if isinstance(error, errors.TooManyRequests) and error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    return JSONResponse(body, status, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -75,7 +84,9 @@ async def _domain_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    message, param, code = explain_validation(error.errors(), error.body)
+    field = getattr(request.scope.get("route"), "body_field", None)
+    expected = field.field_info.annotation if field is not None else None
+    message, param, code = explain_validation(error.errors(), error.body, expected)
     return JSONResponse(envelope(message, "invalid_request_error", param, code), 400)
 
 
@@ -120,89 +131,3 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         # This response is made outside of the middleware that adds it to all others.
         headers={"x-request-id": request_id},
     )
-
-
-def explain_validation(
-    found: Sequence[Mapping[str, Any]], body: Any
-) -> tuple[str, str | None, str | None]:
-    """Turn pydantic's errors into one sentence, the field at fault, and a code.
-
-    Only the first field is told about; all the alternatives that it could have been are.
-    """
-    if found[0]["type"] == "json_invalid":
-        reason = found[0].get("ctx", {}).get("error", "")
-        return f"The body is not valid JSON: {reason}.", None, "invalid_json"
-    if tuple(found[0]["loc"]) == ("body",) and found[0]["type"] not in ("missing", "value_error"):
-        message = "Expected a JSON object as the body, sent as application/json."
-        return message, "body", "invalid_value"
-    # An unknown field is the likeliest reason for whatever else is wrong with its neighbours.
-    first = next((error for error in found if error["type"] == "extra_forbidden"), found[0])
-    path = _path(first, body)
-    same = [error for error in found if _path(error, body) == path]
-    if first["type"] == "extra_forbidden":
-        return (
-            f"Unknown field {path!r}: nothing by this name is supported.",
-            path,
-            "unknown_field",
-        )
-    if first["type"] == "union_tag_invalid":
-        context = first["ctx"]
-        path = f"{path}.{context['discriminator'].strip(chr(39))}"
-        expected, tag = context["expected_tags"], context["tag"]
-        return f"Invalid {path!r}: expected {expected}, found {_shown(tag)}.", path, "invalid_value"
-    if first["type"] == "union_tag_not_found":
-        path = f"{path}.{first['ctx']['discriminator'].strip(chr(39))}"
-        return f"Missing required field {path!r}.", path, "missing_required_field"
-    if all(error["type"] == "missing" for error in same):
-        return f"Missing required field {path!r}.", path, "missing_required_field"
-    expected = " or ".join(dict.fromkeys(_expectation(error["msg"]) for error in same))
-    return (
-        f"Invalid {path!r}: expected {expected}, found {_shown(first.get('input'))}.",
-        path,
-        "invalid_value",
-    )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _path(error: Mapping[str, Any], body: Any) -> str:
-    """Return the dotted path of a field, without the union members that pydantic names in it."""
-    location = list(error["loc"])
-    if location and location[0] in ("body", "query", "path", "header"):
-        is_body = location.pop(0) == "body"
-        if not is_body:
-            return ".".join(str(part) for part in location)
-    parts: list[str] = []
-    value = body
-    for index, part in enumerate(location):
-        is_last = index == len(location) - 1
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-            parts[-1:] = [f"{parts[-1]}[{part}]"] if parts else [f"[{part}]"]
-            continue
-        elif not (is_last and error["type"] in ("missing", "extra_forbidden")):
-            continue
-        parts.append(str(part)[:64])
-    return ".".join(parts) or "body"
-
-
-def _expectation(message: str) -> str:
-    for start, instead in _EXPECTATIONS.items():
-        if message.startswith(start):
-            message = instead + message.removeprefix(start)
-    return message[:1].lower() + message[1:]
-
-
-# How pydantic begins its messages, and how a sentence with "expected" goes on instead.
-_EXPECTATIONS = {
-    "Input should be ": "",
-    "Value error, ": "",
-    "String should ": "a string to ",
-    "List should ": "a list to ",
-    "Dictionary should ": "an object to ",
-}

@@ -29,6 +29,8 @@ _ATTEMPT = "x-stainless-retry-count"
 _LONGEST_PATH = 255
 _CHUNK_BYTES = 1 << 20
 _ENDS_OF_STREAM = (b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n")
+# How a stream of a response ends, which has no such line.
+_LAST_EVENT = re.compile(rb"event: response\.(?:completed|incomplete)\ndata: [^\n]*\n\n\Z")
 _ERROR_EVENT = re.compile(rb'^data: ?\{\s*"error"', re.MULTILINE)
 
 T = TypeVar("T")
@@ -134,11 +136,18 @@ class _Recorded:
     async def __anext__(self) -> bytes:
         chunk = await anext(self._chunks)
         self._sent += chunk
-        if self._sent.endswith(_ENDS_OF_STREAM) and not _ERROR_EVENT.search(self._sent):
+        if self._is_whole():
             answer = Answer(200, self._content_type, bytes(self._sent))
             await run_in_threadpool(self._claims.store, self._claim, answer)
             self._is_stored = True
         return chunk
+
+    def _is_whole(self) -> bool:
+        # Of all that was sent only the end is looked at: a long answer comes in many chunks.
+        end_before = self._sent.rfind(b"\n\n", 0, -2)
+        if _LAST_EVENT.match(self._sent, 0 if end_before < 0 else end_before + 2):
+            return True
+        return self._sent.endswith(_ENDS_OF_STREAM) and not _ERROR_EVENT.search(self._sent)
 
     async def aclose(self) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from app.base_models.architecture import Architecture
 from app.base_models.converters import CONVERTERS
 from app.base_models.sources import SOURCES
 from app.domain.errors import InvalidInput, NotFound
@@ -34,7 +35,11 @@ class FurtherSource:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """One entry of the catalogue. The default file explains each field."""
+    """One entry of the catalogue. The default file explains each field.
+
+    Attributes:
+        architecture: of the installed model; None while that is not known here.
+    """
 
     id: str
     source: str
@@ -47,6 +52,7 @@ class BaseModel:
     licence: str
     further_sources: tuple[FurtherSource, ...] = ()
     convert: str | None = None
+    architecture: Architecture | None = None
 
 
 @dataclass(frozen=True, slots=True)

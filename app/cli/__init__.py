@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from app.cli import demo, doctor, keys, models, openapi, processes, up
+from app.cli import demo, doctor, export, keys, models, openapi, processes, up
 from app.domain.errors import DomainError
 
 
@@ -21,6 +21,7 @@ cli.add_command(processes.engine)
 cli.add_command(processes.migrate)
 cli.add_command(keys.keys)
 cli.add_command(models.models)
+cli.add_command(export.export)
 cli.add_command(doctor.doctor)
 cli.add_command(demo.demo)
 cli.add_command(openapi.openapi)

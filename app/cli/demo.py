@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import sys
 import textwrap
 import time
@@ -12,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -81,8 +79,6 @@ def demo(examples: Path) -> None:
         console.print("\nStopped.")
         sys.exit(130)
     finally:
-        # A second Ctrl-C must not cut short the one thing that leaves nothing behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         stack.stop()
 
 
@@ -254,10 +250,10 @@ def _what_next(console: "Console", job: "FineTuningJob", key: str) -> None:
 
 def _with_free_ports(settings: Settings) -> Settings:
     """Choose other ports where the usual ones are taken: a demo must not be in anyone's way."""
-    engine_port = urlsplit(settings.engine_url).port or 8001
     port = _free_port(settings.host, settings.port)
-    engine_port = _free_port("127.0.0.1", engine_port, but_not=port)
-    return replace(settings, port=port, engine_url=f"http://127.0.0.1:{engine_port}")
+    engine_port = _free_port("127.0.0.1", settings.engine_port, but_not=port)
+    url = f"http://127.0.0.1:{engine_port}"
+    return replace(settings, port=port, engine_url=url, engine_port=engine_port, engines=1)
 
 
 def _free_port(host: str, wanted: int, but_not: int | None = None) -> int:
@@ -269,6 +265,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {
         **os.environ,
         "API_PORT": str(settings.port),
-        "ENGINE_PORT": str(urlsplit(settings.engine_url).port),
+        "ENGINE_PORT": str(settings.engine_port),
+        "ENGINES": str(settings.engines),
         "ENGINE_URL": settings.engine_url,
     }

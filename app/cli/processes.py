@@ -10,6 +10,7 @@ from app.db.database import Database, open_database
 from app.db.migrations import current_revision, downgrade, upgrade
 from app.db.repositories import locks
 from app.domain.errors import Unavailable
+from app.inference.endpoints import endpoints
 from app.lifeline import hold_lifeline
 from app.services.sweeper import LOCK, LOCK_TTL_SECONDS
 from app.settings import load_settings
@@ -24,6 +25,8 @@ from app.settings import load_settings
 def api(host: str | None, port: int | None, workers: int) -> None:
     """Run the HTTP API."""
     settings = load_settings()
+    # What is wrong with the list is told here in one line, and not by every process at its start.
+    endpoints(settings)
     hold_lifeline()
     uvicorn.run(
         "app.main:create_app",

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,12 +20,7 @@ from app.domain.errors import Unavailable
 from app.lifeline import VARIABLE
 from app.settings import Settings
 
-# Name of the process, and the arguments of `python` that start it.
-PROCESSES: Mapping[str, tuple[str, ...]] = {
-    "api": ("-m", "app", "api"),
-    "engine": ("-m", "worker.serving.server", "--exit-with-stdin"),
-    "worker": ("-m", "app", "worker"),
-}
+_ENGINE = ("-m", "worker.serving.server", "--exit-with-stdin")
 
 RESTART_DELAY_SECONDS = 1.0
 RESTART_DELAY_MAX_SECONDS = 30.0
@@ -45,6 +40,7 @@ class Interrupted(BaseException):
 
 # Python drops what a signal raises inside a destructor: then only this remembers the signal.
 _was_interrupted = threading.Event()
+_signals_are_held = threading.Event()
 
 
 def raise_on_signals() -> None:
@@ -54,12 +50,51 @@ def raise_on_signals() -> None:
         signal.signal(number, _interrupt)
 
 
+def programs(settings: Settings) -> "list[Program]":
+    """Return what an installation on one machine consists of."""
+    ports = range(settings.engine_port, settings.engine_port + settings.engines)
+    engines = [
+        Program(
+            name="engine" if len(ports) == 1 else f"engine-{number}",
+            arguments=_ENGINE,
+            environment={"ENGINE_PORT": str(port)},
+        )
+        for number, port in enumerate(ports, start=1)
+    ]
+    return [
+        Program("api", ("-m", "app", "api")),
+        *engines,
+        Program("worker", ("-m", "app", "worker")),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process to run.
+
+    Attributes:
+        arguments: of `python`.
+        environment: what it sees besides what all see.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class _Child:
-    name: str
+    """A running program; or one that has died, and is started again at a moment."""
+
+    program: Program
     process: subprocess.Popen[bytes]
     started_at: float
     quick_deaths: int = 0
+    restart_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.program.name
 
 
 @dataclass
@@ -91,10 +126,15 @@ class Stack:
     def start(self) -> None:
         """Start every process, and restart from now on those that die."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        for name in PROCESSES:
-            self._children[name] = _Child(name, self._spawn(name), time.monotonic())
-        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._watcher.start()
+        for program in programs(self.settings):
+            # A child that an interruption keeps from being noted would never be stopped.
+            with _signals_held():
+                self._children[program.name] = self._spawn(program)
+            _raise_if_interrupted()
+        with _signals_held():
+            self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+            self._watcher.start()
+        _raise_if_interrupted()
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Wait until the API and the engine answer.
@@ -121,6 +161,11 @@ class Stack:
 
     def stop(self) -> None:
         """End every process: politely, then for good. Nothing is left behind."""
+        # A second Ctrl-C must not cut short the one thing that leaves nothing behind.
+        with _signals_held():
+            self._stop()
+
+    def _stop(self) -> None:
         self._stopping.set()
         if self._watcher is not None:
             self._watcher.join()
@@ -137,45 +182,50 @@ class Stack:
             _kill_group(child.process)
             child.process.wait()
 
-    def _spawn(self, name: str) -> "subprocess.Popen[bytes]":
+    def _spawn(self, program: Program, quick_deaths: int = 0) -> _Child:
         process = subprocess.Popen(
-            [sys.executable, *PROCESSES[name]],
+            [sys.executable, *program.arguments],
             # The pipe is the child's lifeline: it ends with us, however we end.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**self.environment, VARIABLE: "1"},
+            env={**self.environment, **program.environment, VARIABLE: "1"},
             # The terminal's Ctrl-C is for us: we stop the children in order.
             start_new_session=True,
         )
         assert process.stdout is not None
-        threading.Thread(target=self._copy_log, args=(name, process.stdout), daemon=True).start()
-        return process
+        threading.Thread(
+            target=self._copy_log, args=(program.name, process.stdout), daemon=True
+        ).start()
+        return _Child(program, process, time.monotonic(), quick_deaths)
 
     def _copy_log(self, name: str, output: IO[bytes]) -> None:
         with (self.logs / f"{name}.log").open("ab", buffering=0) as log:
             for line in output:
                 log.write(line)
                 if self.echo is not None:
-                    self.echo(f"{name:7}| {line.decode(errors='replace').rstrip()}")
+                    self.echo(f"{name:8}| {line.decode(errors='replace').rstrip()}")
 
     def _watch(self) -> None:
         while not self._stopping.wait(POLL_SECONDS):
             for child in list(self._children.values()):
-                if child.process.poll() is not None:
-                    self._restart(child)
+                if child.restart_at is not None:
+                    self._restart_if_due(child, child.restart_at)
+                elif child.process.poll() is not None:
+                    self._bury(child)
 
-    def _restart(self, child: _Child) -> None:
+    def _bury(self, child: _Child) -> None:
+        """Note when a child is to be started again; the others are watched meanwhile."""
         lived = time.monotonic() - child.started_at
-        deaths = child.quick_deaths + 1 if lived < 10 else 0
-        delay = min(RESTART_DELAY_MAX_SECONDS, RESTART_DELAY_SECONDS * 2**deaths / 2)
+        child.quick_deaths = child.quick_deaths + 1 if lived < 10 else 0
+        delay = RESTART_DELAY_SECONDS * 2**child.quick_deaths / 2
+        child.restart_at = time.monotonic() + min(RESTART_DELAY_MAX_SECONDS, delay)
         self.tell(f"{child.name} ended with status {child.process.returncode}: restarting")
         _kill_group(child.process)
-        if self._stopping.wait(delay):
-            return
-        self._children[child.name] = _Child(
-            child.name, self._spawn(child.name), time.monotonic(), deaths
-        )
+
+    def _restart_if_due(self, child: _Child, due_at: float) -> None:
+        if time.monotonic() >= due_at:
+            self._children[child.name] = self._spawn(child.program, child.quick_deaths)
 
 
 def check_port_is_free(host: str, port: int, variable: str) -> None:
@@ -197,7 +247,18 @@ def is_port_free(host: str, port: int) -> bool:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     _was_interrupted.set()
-    raise Interrupted
+    if not _signals_are_held.is_set():
+        raise Interrupted
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Only remember the signals that come meanwhile."""
+    _signals_are_held.set()
+    try:
+        yield
+    finally:
+        _signals_are_held.clear()
 
 
 def _raise_if_interrupted() -> None:

@@ -2,13 +2,13 @@
 
 import os
 import sys
-from urllib.parse import urlsplit
 
 import click
 
 from app.cli.stack import Interrupted, Stack, check_port_is_free, raise_on_signals
 from app.db.database import open_database
 from app.db.migrations import upgrade
+from app.inference.endpoints import endpoints
 from app.services.keys import create_first_key
 from app.settings import Settings, load_settings
 
@@ -18,10 +18,15 @@ START_SECONDS = 180.0
 @click.command()
 @click.option("--quiet", is_flag=True, help="Keep the processes' output to their log files.")
 def up(quiet: bool) -> None:
-    """Run api, engine and worker together until Ctrl-C; those that die are restarted."""
+    """Run api, engine and worker together until Ctrl-C; those that die are restarted.
+
+    ENGINES sets the number of engines: the API shares requests out among them.
+    """
     settings = load_settings()
+    endpoints(settings)
     check_port_is_free(settings.host, settings.port, "API_PORT")
-    check_port_is_free("127.0.0.1", urlsplit(settings.engine_url).port or 80, "ENGINE_PORT")
+    for number in range(settings.engines):
+        check_port_is_free("127.0.0.1", settings.engine_port + number, "ENGINE_PORT")
     key = _first_key(settings)
     stack = Stack(settings, os.environ, echo=None if quiet else click.echo, tell=_tell)
     raise_on_signals()

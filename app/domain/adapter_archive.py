@@ -43,12 +43,14 @@ _PICKLES = frozenset(
     {".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
     | {".7z", ".gz", ".h5", ".tar", ".tgz", ".zip"}
 )
-# What is saved beside an adapter: cards, tokenizers, templates, logs of the training. None of it
-# is read.
+# What is saved beside an adapter: cards, tokenizers, templates, logs of the training, and what an
+# export of ours adds. None of it is read.
 _IGNORED_SUFFIXES = frozenset(
     {".jinja", ".json", ".jsonl", ".md", ".model", ".tiktoken", ".txt", ".yaml", ".yml"}
 )
-_IGNORED_NAMES = frozenset({"LICENSE", "NOTICE", "README", ".gitattributes", ".gitignore"})
+_IGNORED_NAMES = frozenset(
+    {"LICENSE", "NOTICE", "README", "SHA256SUMS", ".gitattributes", ".gitignore"}
+)
 
 _EXPECTED = f"a zip of the directory that peft saves: {CONFIG_NAME} and {WEIGHTS_NAME}"
 

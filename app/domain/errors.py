@@ -20,8 +20,11 @@ DomainError
 │   └── StorageFull
 ├── ModelDamaged
 ├── LeaseLost
-└── TrainingFailed
+├── TrainingFailed
+└── ExportFailed
 """
+
+from typing import Any
 
 
 class DomainError(Exception):
@@ -125,6 +128,18 @@ class TooManyRequests(DomainError):
 
     code = "rate_limit_exceeded"
 
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        """See `DomainError`; `retry_after_seconds` is when it is worth a try, if that is known."""
+        super().__init__(message, param=param, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
 
 class Unavailable(DomainError):
     """A part of the service is not available right now; try again."""
@@ -166,3 +181,24 @@ class TrainingFailed(DomainError):
     """Training failed."""
 
     code = "training_failed"
+
+
+class ExportFailed(DomainError):
+    """The model could not be exported.
+
+    Attributes:
+        verification: what was measured, if it came to that; as the wire has it.
+    """
+
+    code = "export_failed"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        verification: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.verification = verification

@@ -12,6 +12,7 @@ from app.domain.peft_kinds import LORA, PEFT_KINDS
 from app.domain.tasks import TEXT_GENERATION
 
 Scheduler = Literal["linear", "cosine", "constant"]
+Quantization = Literal["nf4", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,11 @@ class Hyperparameters:
         freeze_layers: how many of the lowest layers stay as they are.
         anchor: None: the weights may go anywhere.
         replay: None: nothing is replayed.
+        image_size: pixels a side of the images that the model sees; None: its own number.
+        gradient_checkpointing: activations are computed again instead of kept; `auto`: where the
+            memory of the machine that runs the job would not do.
+        base_quantization: format of the frozen weights while the adapter is trained; None: that
+            of the device.
     """
 
     num_epochs: int
@@ -214,6 +220,9 @@ class Hyperparameters:
     freeze_layers: int = 0
     anchor: Anchor | None = None
     replay: Replay | None = None
+    image_size: int | None = None
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    base_quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def _sampler(search: Search, seed: int) -> BaseSampler:
 
 def _reason_to_prune(search: Search, trials: Sequence[Trial], trial: Trial) -> str | None:
     """Return why a trial is to be given up at an epoch that was not judged yet, if it is."""
-    if search.pruner == "none" or _leads(search, trials, trial):
+    if search.pruner == "none" or _is_trained(trial) or _leads(search, trials, trial):
         return None
     for epoch in range(trial.judged + 1, len(trial.history) + 1):
         seen = replace(trial, history=trial.history[:epoch], judged=epoch - 1)
@@ -141,6 +141,11 @@ def _reason_to_prune(search: Search, trials: Sequence[Trial], trial: Trial) -> s
         if _pruner(search).prune(study, study.get_trials()[trial.number]):
             return _told(search, others, seen)
     return None
+
+
+def _is_trained(trial: Trial) -> bool:
+    """Say whether the last epoch is over: to give up then would save nothing and lose a value."""
+    return trial.num_epochs is not None and len(trial.history) >= trial.num_epochs
 
 
 def _leads(search: Search, trials: Sequence[Trial], trial: Trial) -> bool:

@@ -102,6 +102,7 @@ class Trial:
         value: of the metric, of the model that a job which succeeded has published.
         history: the metric at the end of each epoch; None where it was not measured.
         judged: so many epochs were judged by the pruner.
+        num_epochs: that its job has in all; None while that is not known.
     """
 
     number: int
@@ -110,6 +111,7 @@ class Trial:
     value: float | None = None
     history: tuple[float | None, ...] = ()
     judged: int = 0
+    num_epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ FEATURE_EXTRACTION = "feature-extraction"
 TEXT_CLASSIFICATION = "text-classification"
 
 CHAT: Final = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
+COMPLETIONS: Final = "/v1/completions"
 PREDICTIONS: Final = "/v1/predictions"
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS: Final = "/v1/embeddings"
 EXPLANATIONS: Final = "/v1/explanations"
+SCORES: Final = "/v1/score"
+# Answered by way of chat completions: no engine has it.
+RESPONSES: Final = "/v1/responses"
 
 # What a base model can answer as it is. For any other task its head has yet to be trained.
 TASKS_OF_BASE_MODELS = (TEXT_GENERATION, FEATURE_EXTRACTION)
@@ -24,9 +27,9 @@ def routes_of(task: str) -> tuple[str, ...]:
     if task == TEXT_GENERATION:
         return (CHAT, COMPLETIONS)
     if task == FEATURE_EXTRACTION:
-        return (EMBEDDINGS, PREDICTIONS)
+        return (EMBEDDINGS, PREDICTIONS, SCORES)
     if task == TEXT_CLASSIFICATION:
-        return (PREDICTIONS, EXPLANATIONS)
+        return (PREDICTIONS, EXPLANATIONS, SCORES)
     return (PREDICTIONS,)
 
 

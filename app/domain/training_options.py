@@ -9,6 +9,7 @@ from app.domain.peft_kinds import PEFT_KINDS
 from app.domain.tasks import TASKS, TEXT_GENERATION
 
 FEATURE_EXTRACTION = "feature-extraction"
+IMAGE_CLASSIFICATION = "image-classification"
 REINFORCEMENT = "reinforcement"
 # Tasks without the loss of an example by itself, or whose weights are not looked at one by one.
 _WITHOUT_EWC = frozenset({TEXT_GENERATION, FEATURE_EXTRACTION})
@@ -40,6 +41,16 @@ def check_training_options(
             raise InvalidInput(f"{param}: {reason}", param=param)
 
 
+def _is_lora_plus(adapter: AdapterSpec) -> bool:
+    options = {name: one for name, one in adapter.options.items() if name != "lora_plus_ratio"}
+    return AdapterSpec(adapter.type, options).plain_lora() is not None
+
+
+def learns_a_cache(task: str, adapter: AdapterSpec) -> bool:
+    """Say whether `peft` hands a learnt prompt on as what the layers have computed before."""
+    return adapter.type == "prefix-tuning" and task != TEXT_GENERATION
+
+
 def _reason_against(
     name: str,
     given: Mapping[str, Any],
@@ -64,6 +75,16 @@ def _reason_against(
         case "neftune_noise_alpha" if method == REINFORCEMENT or is_prompt:
             what = f"the adapter {adapter.type}" if is_prompt else f"the method {method}"
             return f"it does not go with {what}"
+        case "base_quantization" if method == REINFORCEMENT:
+            return f"the method {method} samples answers from the base model as it is served"
+        case "base_quantization" if adapter.plain_lora() is None and not _is_lora_plus(adapter):
+            return "it is for lora without `use_dora` and `init`: others change the weights"
+        case "gradient_checkpointing" if given[name] is True and learns_a_cache(task, adapter):
+            return f"the keys and values of {adapter.type} are a cache, which it would lose"
+        case "image_size" if task != IMAGE_CLASSIFICATION:
+            return f"the input of {task} is no image"
+        case "image_size" if is_continued:
+            return "a job keeps the size of the model that it starts from"
         case "freeze_layers" if is_prompt:
             return f"{adapter.type} changes no layer at all"
         case "anchor" | "replay" if not is_continued:

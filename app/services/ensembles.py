@@ -27,9 +27,10 @@ from app.domain.ensembles import (
 from app.domain.errors import InvalidInput, NotFound
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.task_routes import PREDICTIONS
-from app.inference import AdapterFiles, EngineClient
+from app.inference import AdapterFiles, Caller, EngineClient
 from app.resources import Resources
 from app.services import models
+from app.services.aliases import keep_needed
 from app.services.ensemble_members import check_adapters, check_probabilities
 
 
@@ -94,8 +95,14 @@ def add(connection: Connection, prepared: NewEnsemble) -> Ensemble:
 
 
 def remove(connection: Connection, project_id: str, ensemble_id: str) -> Ensemble:
-    """Remove an ensemble, and return what it was; its members stay. Raises: NotFound."""
+    """Remove an ensemble, and return what it was; its members stay.
+
+    Raises:
+        NotFound: no such ensemble in this project.
+        ModelInUse: an alias needs it.
+    """
     ensemble = ensembles.get(connection, project_id, ensemble_id)
+    keep_needed(connection, project_id, [ensemble.model])
     ensembles.remove(connection, ensemble.id)
     return ensemble
 
@@ -116,7 +123,11 @@ def locate(resources: Resources, project_id: str, name: str) -> EnsembleFiles | 
     return EnsembleFiles(
         ensemble,
         [
-            AdapterFiles(member.name, storage.directory(member.storage_prefix))
+            AdapterFiles(
+                member.name,
+                storage.directory(member.storage_prefix),
+                base_model=member.base_model,
+            )
             for member in members
             # The database keeps whatever an ensemble needs.
             if member is not None
@@ -125,7 +136,7 @@ def locate(resources: Resources, project_id: str, name: str) -> EnsembleFiles | 
 
 
 async def predict(
-    engine: EngineClient, located: EnsembleFiles, body: dict[str, Any]
+    engine: EngineClient, located: EnsembleFiles, body: dict[str, Any], caller: Caller
 ) -> dict[str, Any]:
     """Return the mean of what all members predict, in the form of a prediction.
 
@@ -141,7 +152,7 @@ async def predict(
     answers = []
     for files in located.members:
         asked = {"model": files.name, "inputs": body["inputs"], "parameters": {"top_k": None}}
-        answers.append(await engine.complete(PREDICTIONS, asked, files))
+        answers.append(await engine.complete(PREDICTIONS, asked, files, caller))
     weights = [member.weight for member in ensemble.members]
     each = zip(*(answer["predictions"] for answer in answers), strict=True)
     return {

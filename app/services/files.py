@@ -1,9 +1,10 @@
 """Files of a project: content first, row last; what is uploaded is checked before either."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import Connection
@@ -11,6 +12,7 @@ from sqlalchemy import Connection
 from app.db.repositories import files
 from app.db.repositories.files import File, NewFile
 from app.domain.adapter_archive import AdapterSummary, check_adapter
+from app.domain.batches import MAX_BYTES
 from app.domain.datasets import DatasetSummary, check_dataset
 from app.domain.errors import FileInUse, InvalidInput, StorageFull, TooLarge
 from app.domain.ids import new_id
@@ -18,7 +20,10 @@ from app.storage import Storage
 
 FINE_TUNE = "fine-tune"
 ADAPTER = "adapter"
+BATCH = "batch"
+BATCH_OUTPUT = "batch_output"
 RESULTS = "fine-tune-results"
+EXPORT = "export"
 
 _CHUNK_BYTES = 1 << 20
 
@@ -50,6 +55,8 @@ def store(
         StorageFull: nothing was stored.
     """
     length = _length(stream)
+    if purpose == BATCH:
+        max_bytes = min(max_bytes, MAX_BYTES)
     if length > max_bytes:
         raise _too_large(max_bytes)
     _check_room(storage, length, min_free_bytes)
@@ -82,7 +89,53 @@ def store_results(
     storage: Storage, project_id: str, contents: Mapping[str, bytes]
 ) -> list[NewFile]:
     """Store what a job has to show, by filename; the rows are the caller's to add."""
-    return [_store_result(storage, project_id, *named) for named in contents.items()]
+    return [
+        store_made(
+            storage, project_id=project_id, purpose=RESULTS, filename=filename, chunks=[content]
+        )
+        for filename, content in contents.items()
+    ]
+
+
+def store_made(
+    storage: Storage,
+    *,
+    project_id: str,
+    purpose: str,
+    filename: str,
+    chunks: Iterable[bytes],
+    expires_after_seconds: int | None = None,
+) -> NewFile:
+    """Store a file that the service made; the row is the caller's to add.
+
+    Raises:
+        StorageFull: nothing was stored.
+    """
+    file_id = new_id("file-")
+    key = f"files/{file_id}"
+    content = storage.put(key, chunks)
+    return NewFile(
+        id=file_id,
+        project_id=project_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=content.bytes,
+        sha256=content.sha256,
+        storage_key=key,
+        expires_after_seconds=expires_after_seconds,
+    )
+
+
+def store_export(storage: Storage, project_id: str, path: Path) -> NewFile:
+    """Store a file that an export has made. See `store_made`."""
+    with path.open("rb") as stream:
+        return store_made(
+            storage,
+            project_id=project_id,
+            purpose=EXPORT,
+            filename=path.name,
+            chunks=_read(stream),
+        )
 
 
 def read(storage: Storage, file: File) -> Iterator[bytes]:
@@ -96,12 +149,12 @@ def remove(connection: Connection, project_id: str, file_id: str) -> File:
 
     Raises:
         NotFound: no such file.
-        FileInUse: a job or a sweep that has not ended reads it.
+        FileInUse: a job, a sweep or a batch that has not ended reads it.
     """
     file = files.get(connection, project_id, file_id, param="file_id")
     if files.is_in_use(connection, file_id):
         raise FileInUse(
-            f"File {file_id} is used by a fine-tuning job or a sweep that has not ended; "
+            f"File {file_id} is used by a fine-tuning job, a sweep or a batch that has not ended; "
             "cancel it or wait for it, then delete the file.",
             param="file_id",
         )
@@ -111,26 +164,12 @@ def remove(connection: Connection, project_id: str, file_id: str) -> File:
 
 def check_purpose(purpose: str) -> None:
     """Raises: InvalidInput, naming what is accepted."""
-    if purpose not in (FINE_TUNE, ADAPTER):
+    if purpose not in (FINE_TUNE, ADAPTER, BATCH):
         raise InvalidInput(
-            f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r} or {ADAPTER!r}",
+            f"purpose {purpose!r} is not supported; expected {FINE_TUNE!r}, {ADAPTER!r} or "
+            f"{BATCH!r}",
             param="purpose",
         )
-
-
-def _store_result(storage: Storage, project_id: str, filename: str, content: bytes) -> NewFile:
-    file_id = new_id("file-")
-    key = f"files/{file_id}"
-    stored = storage.put(key, [content])
-    return NewFile(
-        id=file_id,
-        project_id=project_id,
-        purpose=RESULTS,
-        filename=filename,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        storage_key=key,
-    )
 
 
 def _check_room(storage: Storage, length: int, min_free_bytes: int) -> None:

@@ -8,7 +8,7 @@ about to be named.
 import logging
 
 from app.db.database import Database
-from app.db.repositories import adapters, files, jobs
+from app.db.repositories import adapters, batches, files, jobs
 from app.db.repositories.jobs import Job
 from app.domain.job_state import TERMINAL, JobStatus
 from app.storage import Storage
@@ -46,6 +46,22 @@ def sweep_orphans(database: Database, storage: Storage) -> int:
             if age_seconds is not None and age_seconds > ORPHANED_AFTER_SECONDS:
                 storage.delete(f"files/{name}")
                 deleted += 1
+    return deleted
+
+
+def sweep_batches(database: Database, storage: Storage) -> int:
+    """Delete the answers of batches that have ended, whose files hold them; return how many.
+
+    Who ends a batch deletes them, too: these are of one that died then, or wrote after it.
+    """
+    deleted = 0
+    names = storage.list("batches")
+    for start in range(0, len(names), BATCH):
+        with database.read() as connection:
+            needed = batches.list_unended(connection, names[start : start + BATCH])
+        for name in set(names[start : start + BATCH]) - needed:
+            storage.delete(f"batches/{name}")
+            deleted += 1
     return deleted
 
 

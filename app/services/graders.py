@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from app.base_models import Catalogue
+from app.db.repositories import aliases
 from app.domain.errors import EngineUnavailable, InvalidInput, NotFound
 from app.domain.graders import (
     Completion,
@@ -19,9 +20,10 @@ from app.domain.graders import (
     grading,
     prepare_grader,
 )
-from app.inference import AdapterFiles
+from app.domain.task_routes import CHAT
+from app.inference import Caller
 from app.resources import Resources
-from app.services import models
+from app.services import inference, models
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ def prepare(
     """
     grader = prepare_grader(wire, where)
     for path, name in grader.models.items():
+        if aliases.find(connection, project_id, name) is not None:
+            continue
         try:
             models.find(connection, catalogue, project_id, name)
         except NotFound as error:
@@ -95,23 +99,13 @@ async def _ask(
     resources: Resources, project_id: str, prompt: ModelPrompt
 ) -> Completion | InvalidInput:
     """Return the engine's answer, or why it does not take the prompt."""
-    adapter = await asyncio.to_thread(_adapter, resources, project_id, prompt.model)
     sampling = {name: value for name, value in asdict(prompt.sampling).items() if value is not None}
     body = {"model": prompt.model, "messages": list(prompt.messages), **sampling}
     try:
-        answer = await resources.engine.complete("/v1/chat/completions", body, adapter)
+        answer = await inference.complete(resources, Caller(project_id), CHAT, body)
     except InvalidInput as error:
         return error
     return _completion(answer)
-
-
-def _adapter(resources: Resources, project_id: str, name: str) -> AdapterFiles | None:
-    catalogue = resources.catalogue
-    with resources.database.read() as connection:
-        adapter = models.find(connection, catalogue, project_id, name).adapter
-    if adapter is None:
-        return None
-    return AdapterFiles(name, resources.storage.directory(adapter.storage_prefix))
 
 
 def _completion(answer: Mapping[str, Any]) -> Completion:

@@ -64,8 +64,53 @@ def check_method(
         {**request.method_settings, "hyperparameters": request.hyperparameters}
     )
     kinds = {field: file.record_kind or "" for field, file in files_by_field.items()}
-    circumstances = Circumstances(kinds, model.base.id, adapter, request.training)
+    circumstances = Circumstances(
+        kinds,
+        model.base.id,
+        adapter,
+        request.training.get("max_length_tokens", model.base.context_length),
+        request.training,
+    )
     settings.check(circumstances, f"method.{request.method}")
+
+
+def check_length(request: JobRequest, model: Model) -> None:
+    """Refuse longer records than the model takes: they would be cut to less than was asked for."""
+    longest = request.training.get("max_length_tokens")
+    if longest is not None and longest > model.base.context_length:
+        param = "tunesmith.training.max_length_tokens"
+        raise InvalidInput(
+            f"{param}: {longest} is more than the {model.base.context_length} tokens that "
+            f"{model.base.id} takes",
+            param=param,
+        )
+
+
+def check_layers(
+    request: JobRequest, model: Model, adapter: AdapterSpec, *, is_continued: bool
+) -> None:
+    """Refuse layers that the base model does not have, as far as its files are here to tell.
+
+    Args:
+        is_continued: the adapter is there already, and so are its layers.
+    """
+    architecture = model.base.architecture
+    if architecture is None:
+        return
+    asked = [] if is_continued else adapter.complete_options().get("target_modules") or []
+    if missing := [name for name in asked if name not in architecture.layer_names]:
+        known = ", ".join(sorted(architecture.layer_names))
+        raise InvalidInput(
+            f"{model.base.id} has no layer named {', '.join(missing)}; it has {known}",
+            param="tunesmith.adapter.target_modules",
+        )
+    frozen = request.training.get("freeze_layers", 0)
+    if frozen and frozen >= architecture.num_blocks:
+        raise InvalidInput(
+            f"freeze_layers {frozen} leaves no layer to train: {model.base.id} has "
+            f"{architecture.num_blocks}",
+            param="tunesmith.training.freeze_layers",
+        )
 
 
 def check_batch_size(request: JobRequest, training_file: File) -> None:

@@ -25,6 +25,8 @@ from app.services.job_checks import (
     JobRequest,
     check_batch_size,
     check_evaluation,
+    check_layers,
+    check_length,
     check_method,
     check_metrics,
     check_records,
@@ -102,6 +104,8 @@ def prepare(
             task, request.method, _dataset(connection, principal, replay["file"], param), param
         )
     check_batch_size(request, training_file)
+    check_length(request, model)
+    check_layers(request, model, spec, is_continued=start is not None)
     check_evaluation(request, training_file)
     check_metrics(task, request)
     check_training_options(

@@ -87,8 +87,8 @@ def _look(connection: Connection, sweep: Sweep, decide: Callable[..., Decision])
     trials, ended = [], []
     for row in sweep_trials.list_all(connection, sweep.id):
         measured = epochs.get(row.job_id or "", [])
-        trial = _trial(search, row, measured)
         job = open_jobs.get(row.job_id or "")
+        trial = _trial(search, row, measured, job)
         if job is not None and job.status in TERMINAL:
             ending = _ending(search, trial, job)
             ended.append(ending)
@@ -112,7 +112,10 @@ def _search(sweep: Sweep) -> Search:
     )
 
 
-def _trial(search: Search, row: SweepTrial, measured: list[dict[str, Any]]) -> Trial:
+def _trial(
+    search: Search, row: SweepTrial, measured: list[dict[str, Any]], job: Job | None
+) -> Trial:
+    num_epochs = job.hyperparameters["n_epochs"] if job is not None else None
     return Trial(
         number=row.number,
         state=row.state,
@@ -121,6 +124,8 @@ def _trial(search: Search, row: SweepTrial, measured: list[dict[str, Any]]) -> T
         # By the names that a checkpoint has for what was measured on the held-out records.
         history=tuple(metrics.get(f"valid_{search.metric}") for metrics in measured),
         judged=row.judged,
+        # Until the job is validated, it can still be `auto`.
+        num_epochs=num_epochs if isinstance(num_epochs, int) else None,
     )
 
 

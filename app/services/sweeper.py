@@ -1,8 +1,8 @@
 """The sweep: what turns rows into progress when nobody asks. One process does it at a time.
 
 It advances sweeps of hyperparameters, validates new jobs, sends wake-ups for queued ones, brings
-back jobs whose worker fell silent, and deletes what is past its time or left over. Every step may
-be repeated or interrupted at any point.
+back jobs whose worker fell silent, does the same for exports, and deletes what is past its time or
+left over. Every step may be repeated or interrupted at any point.
 """
 
 import logging
@@ -14,15 +14,24 @@ from contextlib import suppress
 from sqlalchemy import Connection
 
 from app.db.clock import now
-from app.db.repositories import counters, files, jobs, leases, locks, sweeps
+from app.db.repositories import (
+    counters,
+    export_leases,
+    files,
+    jobs,
+    leases,
+    locks,
+    sweeps,
+)
 from app.db.repositories.jobs import Job
 from app.domain.errors import LeaseLost, Unavailable
 from app.domain.job_state import JobStatus
-from app.queue import count_waiting, send_wake_ups
+from app.queue import EXPORTS, JOBS, Line, count_waiting, send_wake_ups
 from app.resources import Resources
 from app.services import garbage
 from app.services.idempotency import delete_expired
 from app.services.sweep_looks import advance
+from app.services.traffic import forget_old
 from app.services.validation import validate
 
 LOCK = "sweep"
@@ -70,11 +79,13 @@ class Sweeper:
         self._advance_sweeps()
         self._validate_new()
         self._bring_back_expired()
+        self._bring_back_exports()
         self._dispatch()
         if time.monotonic() >= self._next_expiry:
             self._expire_files()
             self._delete_garbage()
             delete_expired(database)
+            forget_old(database, self._resources.settings.feedback_window_seconds)
             self._next_expiry = time.monotonic() + EXPIRY_INTERVAL_SECONDS
 
     def _run(self) -> None:
@@ -98,7 +109,7 @@ class Sweeper:
             running = sweeps.list_running(connection, BATCH)
         for sweep_id in running:
             try:
-                advance(resources.database, resources.catalogue, sweep_id)
+                advance(resources.database, resources.described_catalogue, sweep_id)
             except Exception:  # One sweep's trouble must not hold up the others.
                 _log.exception("cannot advance the sweep %s for now", sweep_id)
 
@@ -141,28 +152,48 @@ class Sweeper:
         )
         counters.add(connection, "lease_steals")
 
-    def _dispatch(self) -> None:
+    def _bring_back_exports(self) -> None:
         resources = self._resources
         with resources.database.read() as connection:
-            job_ids = leases.list_undispatched(
-                connection, resources.settings.redispatch_after_seconds, BATCH
-            )
-        if not job_ids:
-            return
+            expired = export_leases.list_expired(connection, BATCH)
+        for export in expired:
+            cause = f"The worker of attempt {export.attempts} fell silent"
+            # It may have ended since it was listed; its epoch tells.
+            with suppress(LeaseLost), resources.database.write() as connection:
+                export_leases.lose(connection, export, resources.settings.max_attempts, cause)
+                counters.add(connection, "lease_steals")
+
+    def _dispatch(self) -> None:
+        resources = self._resources
+        after_seconds = resources.settings.redispatch_after_seconds
+        with resources.database.read() as connection:
+            job_ids = leases.list_undispatched(connection, after_seconds, BATCH)
+            export_ids = export_leases.list_undispatched(connection, after_seconds, BATCH)
+        for line, ids, mark in (
+            (JOBS, job_ids, leases.mark_dispatched),
+            (EXPORTS, export_ids, export_leases.mark_dispatched),
+        ):
+            is_sent = self._send(line, ids) if ids else None
+            if is_sent is not None:
+                with resources.database.write() as connection:
+                    mark(connection, ids, is_sent=is_sent)
+
+    def _send(self, line: Line, ids: list[str]) -> bool | None:
+        """Say whether messages were sent, or enough wait already; None if the broker is away."""
+        celery = self._resources.celery
         try:
             # Each message makes a worker take every job there is: while this many wait, all
             # workers are busy, and more would pile up for as long as they are.
-            is_enough = count_waiting(resources.celery) >= BATCH
+            is_enough = count_waiting(celery, line) >= BATCH
             if not is_enough:
-                send_wake_ups(resources.celery, job_ids)
+                send_wake_ups(celery, ids, line)
         except Exception as error:  # Any client's way of saying that the broker is away.
             if not self._broker_is_down:
                 _log.warning("the broker cannot be reached, jobs wait: %s", error)
             self._broker_is_down = True
-            return
+            return None
         self._broker_is_down = False
-        with resources.database.write() as connection:
-            leases.mark_dispatched(connection, job_ids, is_sent=not is_enough)
+        return not is_enough
 
     def _delete_garbage(self) -> None:
         resources = self._resources
@@ -172,6 +203,7 @@ class Sweeper:
         deleted += garbage.sweep_abandoned(resources.storage)
         if time.monotonic() >= self._next_orphans:
             deleted += garbage.sweep_orphans(resources.database, resources.storage)
+            deleted += garbage.sweep_batches(resources.database, resources.storage)
             self._next_orphans = time.monotonic() + ORPHANS_INTERVAL_SECONDS
         if deleted:
             _log.info("%d things that nothing refers to were deleted from storage", deleted)

@@ -11,6 +11,8 @@ from app.db.database import Database
 from app.db.repositories import events, files, jobs
 from app.db.repositories.files import File
 from app.db.repositories.jobs import Job
+from app.domain.classes import check_classes
+from app.domain.datasets import read_records
 from app.domain.errors import DomainError, InvalidFile, InvalidTransition, NotFound
 from app.domain.job_spec import (
     AdapterRef,
@@ -29,6 +31,7 @@ from app.domain.job_state import JobStatus
 from app.domain.methods import METHODS, Resolution, resolve_hyperparameters
 from app.domain.methods import Hyperparameters as CommonHyperparameters
 from app.domain.peft_kinds import PEFT_KINDS
+from app.domain.tasks import TASKS
 from app.services.job_checks import MIN_RECORDS_TO_HOLD_OUT
 from app.services.job_starts import START_FILE
 from app.storage import Storage
@@ -44,6 +47,7 @@ def validate(database: Database, storage: Storage, catalogue: Catalogue, job: Jo
     try:
         training_file = _find(database, job, job.training_file, "training_file")
         _check_content(storage, training_file, "training_file")
+        _check_classes(storage, job, training_file)
         validation_file = None
         if job.validation_file is not None:
             validation_file = _find(database, job, job.validation_file, "validation_file")
@@ -101,6 +105,14 @@ def _check_content(storage: Storage, file: File, param: str) -> None:
         )
 
 
+def _check_classes(storage: Storage, job: Job, training_file: File) -> None:
+    """Read as much of the file as it takes; a job that is continued has its classes already."""
+    if job.start_from is not None or not TASKS[job.task].has_classes:
+        return
+    with storage.open(training_file.storage_key) as stream:
+        check_classes(read_records(stream), job.extension["training"].get("class_weights"))
+
+
 def _spec(
     catalogue: Catalogue,
     job: Job,
@@ -117,6 +129,7 @@ def _spec(
     training = {"max_length_tokens": base.context_length} | job.extension["training"]
     share = training.pop("replay", {}).get("share", 0.0)
     replay = Replay(_reference(replay_file), share) if replay_file else None
+    # An operator may have changed the catalogue since the job was created.
     training["max_length_tokens"] = min(training["max_length_tokens"], base.context_length)
     return JobSpec(
         job_id=job.id,

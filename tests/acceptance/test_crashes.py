@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 # What a crash means for the database is tried on both, the rest on either.
 on_sqlite = pytest.mark.parametrize("stack", ["sqlite+filesystem"], indirect=True)
 on_postgres = pytest.mark.parametrize("stack", ["postgres+valkey"], indirect=True)
+
+# Of streams, and of answers in one piece, that are asked for when the engine is killed.
+STREAMS = 4
+HANGS_SECONDS = 90
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -88,6 +94,8 @@ def test_a_killed_trainer_costs_no_more_than_the_last_steps(stack: Service, user
     assert "signal SIGKILL" in told(user, job)
 
 
+# On SQLite, tests/chaos kills workers.
+@on_postgres
 def test_a_killed_worker_is_replaced_and_its_job_goes_on(stack: Service, user: OpenAI) -> None:
     job = disturbed_job(user)
     wait_until_step(user, job, STEPS_PER_EPOCH + 1)
@@ -119,13 +127,32 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(stack: Service, user: 
 def test_a_killed_engine_ends_its_answers_and_no_job(stack: Service, user: OpenAI) -> None:
     job = disturbed_job(user)
     wait_until_step(user, job, 1)
-    stream = user.chat.completions.create(
-        model=BASE_MODEL, messages=HELLO, stream=True, max_completion_tokens=2_000, temperature=2
-    )
-    assert next(stream).choices
-    stack.kill("engine")
-    with pytest.raises(APIError, match="engine"):
-        list(stream)
+    begun = threading.Barrier(STREAMS + 1)
+
+    def listen() -> bool:
+        """Say whether a stream that had begun ended with an error that tells of the engine."""
+        stream = patient.chat.completions.create(
+            model=BASE_MODEL, messages=HELLO, stream=True, max_completion_tokens=900, temperature=2
+        )
+        assert next(stream).choices
+        begun.wait(HANGS_SECONDS)
+        with pytest.raises(APIError, match="engine"):
+            list(stream)
+        return True
+
+    def wait_for_it() -> bool:
+        with pytest.raises(InternalServerError, match="engine"):
+            patient.chat.completions.create(
+                model=BASE_MODEL, messages=HELLO, max_completion_tokens=900, temperature=2
+            )
+        return True
+
+    patient = user.with_options(timeout=HANGS_SECONDS)
+    with ThreadPoolExecutor(2 * STREAMS) as pool:
+        asked = [pool.submit(how) for how in (listen, wait_for_it) for _ in range(STREAMS)]
+        begun.wait(HANGS_SECONDS)
+        stack.kill("engine")
+        assert all(one.result(HANGS_SECONDS) for one in asked)
     ended = wait_until_ended(user, job)
     assert ended.status == "succeeded", ended.error
     assert progress_of(ended)["attempt"] == 1

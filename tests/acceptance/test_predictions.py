@@ -46,6 +46,8 @@ class TestWithoutAModel:
             ({"inputs": []}, "inputs"),
             ({"inputs": ["a"] * 257}, "inputs"),
             ({"inputs": "a", "parameters": [1]}, "parameters"),
+            ({"inputs": "a", "parameters": {"top_k": 0}}, "parameters.top_k"),
+            ({"inputs": "a", "parameters": {"top_k": -1}}, "parameters.top_k"),
             ({"inputs": "a", "top_k": 1}, "top_k"),
             ({"inputs": "a", "model": ""}, "model"),
         ],
@@ -55,6 +57,11 @@ class TestWithoutAModel:
     ) -> None:
         answer = http.post(PREDICTIONS, json={"model": tuned, **fields})
         assert error_of(answer, 400)["param"] == param
+
+    def test_at_least_one_class_is_asked_for(self, http: httpx.Client, tuned: str) -> None:
+        body = {"model": tuned, "inputs": "a", "parameters": {"top_k": 0}}
+        told = error_of(http.post(PREDICTIONS, json=body), 400)
+        assert told["message"] == "Invalid 'parameters.top_k': expected at least 1, found 0."
 
     def test_inputs_that_are_nested_without_end_are_told(self, http: httpx.Client) -> None:
         for depth, statuses in ((100, {200}), (400, {200, 400}), (5000, {400}), (200_000, {400})):

@@ -14,10 +14,19 @@ from openai import (
     RateLimitError,
 )
 from openai.types import Completion, Model, ModelDeleted
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 
 from tests.support.factories import BASE_MODEL
-from tests.support.fake_engine import ANSWER, DIE, LATE, REFUSE, SLOW, UNLOADABLE, FakeEngine
+from tests.support.fake_engine import (
+    ANSWER,
+    DIE,
+    LATE,
+    REFUSE,
+    RETRY_AFTER,
+    SLOW,
+    UNLOADABLE,
+    FakeEngine,
+)
 from tests.support.service import Service, serve_adapter
 from tests.support.wire import error_of, strict, strict_list, strict_object
 
@@ -112,7 +121,8 @@ def test_a_fine_tuned_model_answers_and_can_be_told_apart(
     for _ in range(2):
         answer = client.chat.completions.create(model=tuned, messages=hello())
         assert answer.model == tuned
-    ((_, directory),) = [load for load in fake_engine.loads if load[0] == tuned]
+    # Once, or twice: the API also tells of new models before anybody asks.
+    (directory,) = {directory for name, directory in fake_engine.loads if name == tuned}
     assert directory.startswith(str(api.data_dir / "storage"))
 
 
@@ -159,6 +169,50 @@ def test_what_was_asked_for_reaches_the_engine_and_nothing_else(
     assert fake_engine.requests == [asked | {"model": BASE_MODEL, "messages": hello()}]
 
 
+def test_what_is_not_supported_may_be_null(client: OpenAI, fake_engine: FakeEngine) -> None:
+    nulls: dict[str, Any] = {"reasoning_effort": None, "verbosity": None, "audio": None}
+    client.chat.completions.create(model=BASE_MODEL, messages=hello(), **nulls)
+    assert fake_engine.requests == [{"model": BASE_MODEL, "messages": hello()}]
+
+
+def test_an_answer_goes_on_as_the_client_dumps_it(client: OpenAI, fake_engine: FakeEngine) -> None:
+    messages = hello()
+    answer = client.chat.completions.create(model=BASE_MODEL, messages=messages)
+    messages += [answer.choices[0].message.model_dump(), *hello("And then?")]
+    client.chat.completions.create(model=BASE_MODEL, messages=messages)
+    *_, asked = fake_engine.requests
+    before = {"role": "assistant", "content": TEXT, "tool_calls": []}
+    assert asked["messages"] == [*hello(), before, *hello("And then?")]
+
+
+def test_a_call_goes_on_as_the_client_dumps_it(client: OpenAI, fake_engine: FakeEngine) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    message = ChatCompletionMessage.model_validate({"role": "assistant", "tool_calls": [call]})
+    result = {"role": "tool", "tool_call_id": "c1", "content": "Rain."}
+    messages: list[Any] = [*hello(), message.model_dump() | {"annotations": []}, result]
+    client.chat.completions.create(model=BASE_MODEL, messages=messages)
+    (asked,) = fake_engine.requests
+    assert asked["messages"] == [*hello(), {"role": "assistant", "tool_calls": [call]}, result]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"annotations": [{"type": "url_citation"}]},
+        {"audio": {"id": "audio_1"}},
+        {"function_call": {"name": "f", "arguments": "{}"}},
+        {"modle": None},
+    ],
+)
+def test_history_that_says_what_is_not_here_is_refused_by_name(
+    http: httpx.Client, said: dict[str, Any]
+) -> None:
+    messages = [*hello(), {"role": "assistant", "content": TEXT, **said}]
+    answer = http.post("/v1/chat/completions", json={"model": BASE_MODEL, "messages": messages})
+    (name,) = said
+    assert error_of(answer, 400)["param"] == f"messages[1].{name}"
+
+
 @pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "streamed"])
 class TestErrorsOfTheEngine:
     def ask(self, client: OpenAI, prompt: str, is_stream: bool, model: str = BASE_MODEL) -> Any:
@@ -176,7 +230,7 @@ class TestErrorsOfTheEngine:
     def test_a_full_queue_says_when_to_come_again(self, client: OpenAI, is_stream: bool) -> None:
         with pytest.raises(RateLimitError) as refused:
             self.ask(client, f"{REFUSE}429", is_stream)
-        assert int(refused.value.response.headers["retry-after"]) > 0
+        assert refused.value.response.headers["retry-after"] == RETRY_AFTER
         assert refused.value.type == "rate_limit_error"
 
     def test_a_failure_is_not_the_callers(self, client: OpenAI, is_stream: bool) -> None:

@@ -212,7 +212,9 @@ def test_an_unknown_part_is_named(http: httpx.Client) -> None:
 
 def test_a_file_sent_as_text_is_refused(http: httpx.Client) -> None:
     answer = http.post("/v1/files", data={"purpose": "fine-tune", "file": dataset().decode()})
-    assert error_of(answer, 400)["param"] == "file"
+    error = error_of(answer, 400)
+    assert error["param"] == "file"
+    assert error["message"].startswith("Invalid 'file': expected a file, found '{")
 
 
 @pytest.mark.parametrize("bytes_over", [1, 70_000, 30_000_000])

@@ -134,6 +134,7 @@ def test_a_model_grades(client: OpenAI, fake_engine: FakeEngine) -> None:
             "prompt_tokens": 9,
             "completion_tokens": len(ANSWER),
             "total_tokens": 9 + len(ANSWER),
+            "prompt_tokens_details": None,
         }
     }
     (asked,) = fake_engine.requests

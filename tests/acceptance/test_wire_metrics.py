@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.domain.job_state import JobStatus
 from tests.support.doctor import examine
 from tests.support.factories import BASE_MODEL, dataset
+from tests.support.fake_engine import STATS, FakeEngine
 from tests.support.polling import eventually
 from tests.support.service import Service
 
@@ -17,8 +18,19 @@ TYPES = {
     "tunesmith_sweeper_last_run_seconds": "gauge",
     "tunesmith_outbox_lag_seconds": "gauge",
     "tunesmith_oldest_queued_seconds": "gauge",
+    "tunesmith_batches_under_way": "gauge",
+    "tunesmith_batch_requests_waiting": "gauge",
     "tunesmith_storage_free_bytes": "gauge",
     "tunesmith_database_connected": "gauge",
+    "tunesmith_engine_up": "gauge",
+    "tunesmith_engine_outstanding_requests": "gauge",
+    "tunesmith_engine_sequences": "gauge",
+    "tunesmith_engine_kv_tokens": "gauge",
+    "tunesmith_engine_refusals": "counter",
+    "tunesmith_engine_timeouts": "counter",
+    "tunesmith_engine_preemptions": "counter",
+    "tunesmith_engine_prefix_hits": "counter",
+    "tunesmith_engine_reused_tokens": "counter",
     "tunesmith_broker_connected": "gauge",
     "tunesmith_redispatches": "counter",
     "tunesmith_fenced_writes": "counter",
@@ -38,6 +50,11 @@ def value(http: httpx.Client, name: str, **labels: str) -> float:
 
 
 def test_anyone_may_read_them_in_the_format_of_prometheus(anonymous: httpx.Client) -> None:
+    # Engines are looked at twice a second, and tell nothing before the first look.
+    eventually(
+        lambda: families(anonymous.get("/metrics"))["tunesmith_engine_sequences"].samples,
+        what="the engine has said what it does",
+    )
     answer = anonymous.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -56,6 +73,25 @@ def test_the_service_is_seen_to_run(anonymous: httpx.Client) -> None:
     assert value(anonymous, "tunesmith_broker_connected") == 1
     assert value(anonymous, "tunesmith_storage_free_bytes") > 1 << 20
     eventually(lambda: value(anonymous, "tunesmith_sweeper_last_run_seconds") < 2, what="it sweeps")
+
+
+def test_what_engines_do_is_told(
+    api: Service, anonymous: httpx.Client, fake_engine: FakeEngine
+) -> None:
+    def told(name: str, **labels: str) -> float:
+        return value(anonymous, f"tunesmith_engine_{name}", engine=fake_engine.url, **labels)
+
+    eventually(
+        lambda: families(anonymous.get("/metrics"))["tunesmith_engine_sequences"].samples,
+        what="the engine has said what it does",
+    )
+    for state in ("running", "waiting"):
+        assert told("sequences", state=state) == STATS[state]
+    for state in ("reserved", "stored"):
+        assert told("kv_tokens", state=state) == STATS[f"kv_{state}_tokens"]
+    assert told("kv_tokens", state="limit") == STATS["kv_tokens"]
+    assert told("prefix_hits") == STATS["prefix_hits"]
+    assert told("preemptions") == STATS["preempted"]
 
 
 def test_a_job_is_counted_and_nothing_of_it_is_told(

@@ -14,11 +14,14 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from openai import OpenAI
 
-from app.db.repositories import ensembles
+from app.db.repositories import ensembles, traffic
 from app.db.repositories.ensembles import Member, NewEnsemble
+from app.domain.traffic import Tally, Version
 from app.main import create_app
 from app.settings import load_settings
-from tests.support.factories import BASE_MODEL, add_adapter, dataset
+from tests.support.batching import as_input, chat_line
+from tests.support.exports import add_model, create_export
+from tests.support.factories import BASE_MODEL, add_adapter, add_alias, dataset
 from tests.support.service import Service
 
 
@@ -31,6 +34,9 @@ class Owned:
     model: str
     sweep: str
     ensemble: str
+    batch: str
+    alias: str
+    export: str
 
 
 ABSENT = Owned(
@@ -39,6 +45,9 @@ ABSENT = Owned(
     model=f"ft:{BASE_MODEL}:acme::" + "0" * 12,
     sweep="ftsweep-" + "0" * 24,
     ensemble="ens-" + "0" * 24,
+    batch="batch_" + "0" * 24,
+    alias="alias-" + "0" * 24,
+    export="export-" + "0" * 24,
 )
 
 Request = Callable[[httpx.Client, Owned], httpx.Response]
@@ -61,6 +70,14 @@ def sweep_of(file: str, model: str = BASE_MODEL) -> dict[str, Any]:
     return body(
         job={"model": model, "training_file": file}, parameters={"tunesmith.adapter.r": ranks}
     )
+
+
+def batch_of(file: str) -> dict[str, Any]:
+    return body(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def alias_of(model: str, **more: Any) -> dict[str, Any]:
+    return body(targets=[{"model": model, "weight": 1}], **more)
 
 
 def judge(model: str) -> dict[str, Any]:
@@ -108,12 +125,22 @@ NAMING: dict[str, list[Request]] = {
     "POST /v1/chat/completions": [
         lambda http, it: http.post("/v1/chat/completions", **chat(it.model)),
         lambda http, it: http.post("/v1/chat/completions", **chat(it.model, stream=True)),
+        lambda http, it: http.post("/v1/chat/completions", **chat(it.alias)),
     ],
     "POST /v1/completions": [
         lambda http, it: http.post("/v1/completions", **body(model=it.model, prompt="hello"))
     ],
+    "POST /v1/responses": [
+        lambda http, it: http.post("/v1/responses", **body(model=it.model, input="hello")),
+        lambda http, it: http.post(
+            "/v1/responses", **body(model=it.model, input="hello", stream=True)
+        ),
+    ],
     "POST /v1/predictions": [
         lambda http, it: http.post("/v1/predictions", **body(model=it.model, inputs="hello"))
+    ],
+    "POST /v1/score": [
+        lambda http, it: http.post("/v1/score", **body(model=it.model, text_1="a", text_2="b"))
     ],
     "POST /v1/embeddings": [
         lambda http, it: http.post("/v1/embeddings", **body(model=it.model, input="hello"))
@@ -139,7 +166,47 @@ NAMING: dict[str, list[Request]] = {
     "DELETE /v1/ensembles/{ensemble_id}": [
         lambda http, it: http.delete(f"/v1/ensembles/{it.ensemble}")
     ],
+    "POST /v1/batches": [lambda http, it: http.post("/v1/batches", **batch_of(it.file))],
+    "GET /v1/batches/{batch_id}": [lambda http, it: http.get(f"/v1/batches/{it.batch}")],
+    "POST /v1/batches/{batch_id}/cancel": [
+        lambda http, it: http.post(f"/v1/batches/{it.batch}/cancel")
+    ],
+    "POST /v1/aliases": [
+        lambda http, it: http.post("/v1/aliases", **alias_of(it.model, name="mine")),
+    ],
+    "GET /v1/aliases/{name}": [lambda http, it: http.get(f"/v1/aliases/{it.alias}")],
+    "POST /v1/aliases/{name}": [
+        lambda http, it: http.post(f"/v1/aliases/{it.alias}", **alias_of(BASE_MODEL)),
+    ],
+    "POST /v1/aliases/{name}/rollback": [
+        lambda http, it: http.post(f"/v1/aliases/{it.alias}/rollback")
+    ],
+    "GET /v1/aliases/{name}/revisions": [
+        lambda http, it: http.get(f"/v1/aliases/{it.alias}/revisions")
+    ],
+    "DELETE /v1/aliases/{name}": [lambda http, it: http.delete(f"/v1/aliases/{it.alias}")],
+    "POST /v1/exports": [
+        lambda http, it: http.post("/v1/exports", **body(model=it.model, format="adapter"))
+    ],
+    "GET /v1/exports/{export_id}": [lambda http, it: http.get(f"/v1/exports/{it.export}")],
+    "POST /v1/exports/{export_id}/cancel": [
+        lambda http, it: http.post(f"/v1/exports/{it.export}/cancel")
+    ],
+    "GET /v1/aliases/{name}/feedback": [
+        lambda http, it: http.get(f"/v1/aliases/{it.alias}/feedback")
+    ],
+    "GET /v1/aliases/{name}/shadow_samples": [
+        lambda http, it: http.get(f"/v1/aliases/{it.alias}/shadow_samples")
+    ],
+    "GET /v1/aliases/{name}/report": [lambda http, it: http.get(f"/v1/aliases/{it.alias}/report")],
+    "POST /v1/feedback": [
+        # The alias' name is the id of its answer, too.
+        lambda http, it: http.post("/v1/feedback", **body(completion_id=it.alias, score=1)),
+    ],
     # As cursors of lists.
+    "GET /v1/batches": [lambda http, it: http.get("/v1/batches", params={"after": it.batch})],
+    "GET /v1/aliases": [lambda http, it: http.get("/v1/aliases", params={"after": it.alias})],
+    "GET /v1/exports": [lambda http, it: http.get("/v1/exports", params={"after": it.export})],
     "GET /v1/ensembles": [
         lambda http, it: http.get("/v1/ensembles", params={"after": it.ensemble})
     ],
@@ -152,6 +219,7 @@ NAMING: dict[str, list[Request]] = {
 NAMELESS = {
     "POST /v1/files",
     "GET /v1/models",
+    "GET /v1/usage",
     "GET /healthz",
     "GET /metrics",
     "GET /readyz",
@@ -175,6 +243,16 @@ def foreign(api: Service) -> Owned:
         ).json()["id"]
         job = http.post(JOBS, json={"model": BASE_MODEL, "training_file": file}).json()["id"]
         sweep = http.post(SWEEPS, **sweep_of(file)).json()["id"]
+        requests = http.post(
+            "/v1/batches",
+            **batch_of(
+                http.post(
+                    "/v1/files",
+                    data={"purpose": "batch"},
+                    files={"file": ("theirs.jsonl", as_input([chat_line("a", "hello")]))},
+                ).json()["id"]
+            ),
+        )
     model = f"ft:{BASE_MODEL}:acme::{secrets.token_hex(6)}"
     project = api.project_of(key)
     with api.database() as database, database.write() as connection:
@@ -190,7 +268,16 @@ def foreign(api: Service) -> Owned:
                 members=[Member(model, 1.0)],
             ),
         )
-    return Owned(file, job, model, sweep, ensemble.id)
+        # Its name reads like an id, so that it is a cursor, too.
+        alias = add_alias(connection, project, [model])
+        version = Version(project, model, alias.id, 1)
+        traffic.add(connection, {version: Tally(requests=1)})
+        traffic.add_answers(connection, [(alias.name, version)])
+        exported = add_model(connection, project)
+    with api.http(key) as http:
+        export = create_export(http, exported.name, "adapter")
+    batch = requests.json()["id"]
+    return Owned(file, job, model, sweep, ensemble.id, batch, alias.name, export["id"])
 
 
 def test_every_route_is_kept_apart_here() -> None:
@@ -217,7 +304,7 @@ def test_what_is_anothers_looks_like_what_is_not_there(
     assert theirs.status_code == none.status_code
     assert theirs.status_code in (400, 404)
     content = theirs.content
-    for name in ("file", "job", "model", "sweep", "ensemble"):
+    for name in ("file", "job", "model", "sweep", "ensemble", "batch", "alias", "export"):
         content = content.replace(getattr(foreign, name).encode(), getattr(ABSENT, name).encode())
     assert content == none.content
     assert _without_changing(theirs.headers) == _without_changing(none.headers)
@@ -238,10 +325,11 @@ def test_a_validation_file_of_another_looks_like_none(
 
 
 def test_no_list_shows_what_is_anothers(client: OpenAI, http: httpx.Client, foreign: Owned) -> None:
-    for path in (SWEEPS, "/v1/ensembles"):
+    for path in (SWEEPS, "/v1/ensembles", "/v1/aliases", "/v1/exports", "/v1/usage"):
         assert http.get(path).json()["data"] == []
     assert list(client.files.list()) == []
     assert list(client.fine_tuning.jobs.list()) == []
+    assert list(client.batches.list()) == []
     assert {model.owned_by for model in client.models.list()} == {"operator"}
 
 
@@ -255,9 +343,13 @@ def test_whoever_owns_it_finds_it_still(api: Service, foreign: Owned, http: http
             f"SELECT (SELECT count(*) FROM files WHERE id = '{foreign.file}'),"
             f" (SELECT count(*) FROM adapters WHERE name = '{foreign.model}'),"
             f" (SELECT count(*) FROM jobs WHERE id = '{foreign.job}' AND status <> 'cancelled'),"
-            f" (SELECT count(*) FROM sweeps WHERE id = '{foreign.sweep}' AND status = 'running')"
+            f" (SELECT count(*) FROM sweeps WHERE id = '{foreign.sweep}' AND status = 'running'),"
+            f" (SELECT count(*) FROM batches WHERE id = '{foreign.batch}'"
+            " AND cancelling_at IS NULL),"
+            f" (SELECT count(*) FROM aliases WHERE name = '{foreign.alias}' AND revision = 1),"
+            f" (SELECT count(*) FROM exports WHERE id = '{foreign.export}' AND status = 'queued')"
         ).one()
-    assert tuple(rows) == (1, 1, 1, 1)
+    assert tuple(rows) == (1,) * 7
 
 
 def _without_changing(headers: httpx.Headers) -> dict[str, str]:

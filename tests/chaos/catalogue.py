@@ -62,8 +62,16 @@ EXPERIMENTS = (
         (SQLITE,),
         FreezesSize(freezes=3, takeovers=1),
         FreezesSize(freezes=1, takeovers=1, workers=3, epochs=3),
+        is_quick=False,
     ),
-    Experiment("orphans", orphans, (SQLITE,), OrphansSize(), OrphansSize(wait_seconds=8)),
+    Experiment(
+        "orphans",
+        orphans,
+        (SQLITE,),
+        OrphansSize(),
+        OrphansSize(wait_seconds=8),
+        is_quick=False,
+    ),
     Experiment("outages", outages, (POSTGRES,), OutagesSize(), OutagesSize(jobs=6, workers=1)),
     Experiment(
         "poison", poison, (SQLITE,), PoisonSize(), PoisonSize(others=2, workers=1), is_quick=False
@@ -78,9 +86,21 @@ EXPERIMENTS = (
         is_quick=False,
     ),
     Experiment(
-        "full-database", full_database, (SQLITE,), DisksSize(), DisksSize(jobs=1, requests=3)
+        "full-database",
+        full_database,
+        (SQLITE,),
+        DisksSize(),
+        DisksSize(jobs=1, requests=3),
+        is_quick=False,
     ),
-    Experiment("torn", torn, (SQLITE,), TornSize(), TornSize(damages=4, drivers=1, workers=1)),
+    Experiment(
+        "torn",
+        torn,
+        (SQLITE,),
+        TornSize(),
+        TornSize(damages=4, drivers=1, workers=1),
+        is_quick=False,
+    ),
     Experiment(
         "retries",
         retries,
@@ -96,7 +116,9 @@ EXPERIMENTS = (
         CancelsSize(jobs=8, workers=1),
         is_quick=False,
     ),
-    Experiment("rolling", rolling, (POSTGRES,), RollingSize(), RollingSize(2, 2, 1)),
+    Experiment(
+        "rolling", rolling, (POSTGRES,), RollingSize(), RollingSize(2, 2, 1), is_quick=False
+    ),
     Experiment(
         "clocks", clocks, (POSTGRES,), ClocksSize(), ClocksSize(jobs=2, freezes=1), is_quick=False
     ),

@@ -1,6 +1,6 @@
 """What the API relies on in an engine's client, against a server with vLLM's answers.
 
-It was not run against a live vLLM server.
+It was not run against a live vLLM server. The same holds for several engines, one of which is away.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ from app.domain.errors import (
     EngineUnavailable,
     InvalidInput,
     ModelDamaged,
+    NotFound,
     TooManyRequests,
 )
-from app.inference import AdapterFiles, EngineClient, MemberFiles, open_engine
-from app.inference.port import ENGINES, Route
+from app.domain.registry import resolve
+from app.inference import AdapterFiles, Caller, EngineClient, MemberFiles, open_engine
+from app.inference.port import ENGINES, EngineWork, Route
 from app.settings import Settings, load_settings
 from tests.support.factories import BASE_MODEL
 from tests.support.fake_engine import (
@@ -29,8 +31,11 @@ from tests.support.fake_engine import (
     DAMAGED,
     DIE,
     FORGOTTEN_AT_ONCE,
+    FORGOTTEN_MEANWHILE,
     REFUSE,
+    RETRY_AFTER,
     SLOW,
+    STATS,
     UNLOADABLE,
     FakeEngine,
     running_fake_engine,
@@ -39,15 +44,21 @@ from tests.support.service import free_port
 
 T = TypeVar("T")
 
+CALLER = Caller("proj_1", "low")
 ADAPTER = AdapterFiles("ft:base:acme:desk:1", Path("/storage/jobs/1/adapter"))
 OTHER = AdapterFiles("ft:base:acme:desk:2", Path("/storage/jobs/2/adapter"))
 
 CHAT: Route = "/v1/chat/completions"
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, "several"])
 def settings(request: pytest.FixtureRequest) -> Settings:
-    return replace(load_settings({}), engine_kind=request.param)
+    is_one = request.param != "several"
+    return replace(
+        load_settings({}),
+        engine_kind=request.param if is_one else "builtin",
+        engines=1 if is_one else 2,
+    )
 
 
 @pytest.fixture
@@ -59,7 +70,10 @@ def engine(settings: Settings) -> Iterator[FakeEngine]:
 
 @pytest.fixture
 def using(settings: Settings, engine: FakeEngine) -> "Use":
-    return Use(replace(settings, engine_url=engine.url))
+    # Of several engines, each is the first to be asked for some models.
+    away = f"http://127.0.0.1:{free_port()}"
+    urls = [engine.url] if settings.engines == 1 else [away, engine.url]
+    return Use(replace(settings, engine_url=",".join(urls)))
 
 
 class Use:
@@ -85,12 +99,12 @@ def chat(prompt: str = "hello", adapter: AdapterFiles | None = None, **more: Any
 
 
 def complete(prompt: str = "hello", adapter: AdapterFiles | None = None) -> Any:
-    return lambda client: client.complete(CHAT, chat(prompt, adapter), adapter)
+    return lambda client: client.complete(CHAT, chat(prompt, adapter), adapter, CALLER)
 
 
 def stream(prompt: str = "hello", adapter: AdapterFiles | None = None) -> Any:
     async def read(client: EngineClient) -> bytes:
-        events = await client.stream(CHAT, chat(prompt, adapter, stream=True), adapter)
+        events = await client.stream(CHAT, chat(prompt, adapter, stream=True), adapter, CALLER)
         return b"".join([event async for event in events])
 
     return read
@@ -107,13 +121,13 @@ def test_a_base_model_answers_without_a_load(using: Use, engine: FakeEngine) -> 
 
 def test_a_completion_has_its_own_route(using: Use) -> None:
     body = {"model": BASE_MODEL, "prompt": "hello"}
-    answer = using(lambda client: client.complete("/v1/completions", body, None))
+    answer = using(lambda client: client.complete("/v1/completions", body, None, CALLER))
     assert answer["choices"][0]["text"] == "".join(ANSWER)
 
 
 def test_embeddings_have_a_route_on_every_engine(using: Use) -> None:
     body = {"model": BASE_MODEL, "input": ["hello", "you"]}
-    answer = using(lambda client: client.complete("/v1/embeddings", body, None))
+    answer = using(lambda client: client.complete("/v1/embeddings", body, None, CALLER))
     assert [one["index"] for one in answer["data"]] == [0, 1]
 
 
@@ -144,7 +158,7 @@ def test_predictions_are_refused_where_the_engine_has_none(
     body = {"model": ADAPTER.name, "inputs": "hello"}
 
     async def predict(client: EngineClient) -> Any:
-        return await client.complete("/v1/predictions", body, ADAPTER)
+        return await client.complete("/v1/predictions", body, ADAPTER, CALLER)
 
     if settings.engine_kind == "builtin":
         assert len(using(predict)["predictions"]) == 1
@@ -268,6 +282,12 @@ def test_a_refusal_becomes_an_error_of_the_domain(
     assert f"refused with {status}" in refused.value.message
 
 
+def test_when_to_come_again_is_passed_on(using: Use) -> None:
+    with pytest.raises(TooManyRequests) as refused:
+        using(complete(f"{REFUSE}429"))
+    assert refused.value.retry_after_seconds == int(RETRY_AFTER)
+
+
 def test_a_refused_field_is_passed_on(using: Use) -> None:
     with pytest.raises(InvalidInput) as refused:
         using(complete(f"{REFUSE}400"))
@@ -293,7 +313,7 @@ def test_an_engine_that_dies_before_its_answer_is_complete_is_unavailable(using:
 
 def test_an_engine_that_dies_in_the_middle_of_a_stream_is_unavailable(using: Use) -> None:
     async def read(client: EngineClient) -> None:
-        events = await client.stream(CHAT, chat(DIE, stream=True), None)
+        events = await client.stream(CHAT, chat(DIE, stream=True), None, CALLER)
         assert json.loads((await anext(aiter(events))).removeprefix(b"data: "))["choices"]
         with pytest.raises(EngineUnavailable, match="middle"):
             await anext(aiter(events))
@@ -322,7 +342,7 @@ def test_cancelling_an_answer_stops_the_engine(using: Use, engine: FakeEngine) -
 
 def test_closing_a_stream_stops_the_engine(using: Use, engine: FakeEngine) -> None:
     async def leave(client: EngineClient) -> None:
-        events = await client.stream(CHAT, chat(SLOW, stream=True), None)
+        events = await client.stream(CHAT, chat(SLOW, stream=True), None, CALLER)
         async with aclosing(events):
             assert await anext(aiter(events))
         assert await asyncio.to_thread(engine.disconnected.wait, 5)
@@ -334,7 +354,7 @@ def test_closing_a_stream_before_its_first_event_is_read_stops_the_engine(
     using: Use, engine: FakeEngine
 ) -> None:
     async def leave(client: EngineClient) -> None:
-        events = await client.stream(CHAT, chat(SLOW, stream=True), None)
+        events = await client.stream(CHAT, chat(SLOW, stream=True), None, CALLER)
         await events.aclose()
         assert await asyncio.to_thread(engine.disconnected.wait, 5)
 
@@ -364,10 +384,56 @@ def test_a_forgotten_adapter_is_unloaded_and_would_be_loaded_again(
     assert len(engine.loads) == 2
 
 
+def test_what_is_forgotten_while_it_is_loaded_does_not_stay(using: Use, engine: FakeEngine) -> None:
+    """Not even if somebody else, who found it before, begins another load."""
+    adapter = replace(ADAPTER, name=FORGOTTEN_MEANWHILE)
+
+    async def forget(client: EngineClient) -> None:
+        first = asyncio.create_task(complete(adapter=adapter)(client))
+        while not engine.loads:
+            await asyncio.sleep(0.01)
+        forgetting = asyncio.create_task(client.forget(adapter.name))
+        while not engine.unloads:
+            await asyncio.sleep(0)
+        second = asyncio.create_task(complete(adapter=adapter)(client))
+        for answer in (first, second):
+            with pytest.raises(NotFound):
+                await answer
+        await forgetting
+
+    using(forget)
+    assert engine.loaded == frozenset()
+
+
+def test_what_another_process_let_the_engine_forget_is_loaded_before_it_is_asked(
+    using: Use, engine: FakeEngine
+) -> None:
+    async def ask(client: EngineClient) -> None:
+        await complete(adapter=ADAPTER)(client)
+        engine.restart()
+        await client.models()
+        await complete(adapter=ADAPTER)(client)
+
+    using(ask)
+    assert (len(engine.loads), len(engine.requests)) == (2, 2)
+
+
 def test_forgetting_what_is_not_there_is_no_error(settings: Settings, using: Use) -> None:
     using(lambda client: client.forget(ADAPTER.name))
     away = Use(replace(settings, engine_url=f"http://127.0.0.1:{free_port()}"))
     away(lambda client: client.forget(ADAPTER.name))
+
+
+def test_the_builtin_engine_says_what_it_does(settings: Settings, engine: FakeEngine) -> None:
+    async def ask() -> EngineWork | None:
+        client: EngineClient = resolve(ENGINES[settings.engine_kind])(settings, engine.url)
+        try:
+            return await client.work()
+        finally:
+            await client.close()
+
+    work = asyncio.run(ask())
+    assert work == (EngineWork(**STATS) if settings.engine_kind == "builtin" else None)
 
 
 def test_an_engine_that_answers_is_ready(using: Use) -> None:
@@ -380,3 +446,8 @@ def test_the_engine_gets_its_own_key(
 ) -> None:
     using(complete(), engine_api_key=key)
     assert engine.authorizations == [sent]
+
+
+def test_an_engine_is_told_for_whom_it_works(using: Use, engine: FakeEngine) -> None:
+    using(complete())
+    assert engine.callers == [("proj_1", "low")]

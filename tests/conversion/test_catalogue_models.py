@@ -5,7 +5,6 @@ import wave
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
-from shutil import which
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tests.support.datasets import VOICE, spoken
+from tests.support.datasets import spoken
 
 DirectoryOf = Callable[[str], Path]
 
@@ -80,7 +79,6 @@ def test_efficientnet_has_gates_that_change_nothing(directory_of: DirectoryOf) -
 
 
 @pytest.mark.slow  # 150 MB to fetch.
-@pytest.mark.skipif(which(VOICE) is None, reason=f"needs {VOICE}")
 def test_whisper_understands_what_is_said(directory_of: DirectoryOf) -> None:
     directory = directory_of("whisper-base")
     processor = AutoProcessor.from_pretrained(directory)

@@ -61,6 +61,18 @@ def test_a_seed_repeats_the_draws_and_another_changes_them() -> None:
     assert run(7) != run(8)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.99])
+def test_a_seed_gives_the_same_where_the_last_bits_differ(top_p: float) -> None:
+    """As they do between a sequence alone and one beside others: many tokens are all but equal."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(20_000, generator=generator)
+    rounded = logits + torch.randn(20_000, generator=generator) * 1e-6
+    one, other = (Sampler(SamplingParameters(seed=11, top_p=top_p)) for _ in range(2))
+
+    for _ in range(300):
+        assert one.sample(logits).token_id == other.sample(rounded).token_id
+
+
 def test_without_a_seed_draws_differ() -> None:
     assert [Sampler(SamplingParameters()).sample(torch.zeros(1000)) for _ in range(4)] != [
         Sampler(SamplingParameters()).sample(torch.zeros(1000)) for _ in range(4)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.db.database import Database
+from app.queue import EXPORTS, JOBS
 from app.resources import Resources
 from app.services.sweeper import Sweeper
 from tests.support.sweeping import opened, received
@@ -24,7 +25,8 @@ def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def resources(database: Database, broker_url: str, tmp_path: Path) -> Iterator[Resources]:
     with opened(database, broker_url, tmp_path) as resources:
         # The server of the session may hold what another test sent.
-        received(resources)
+        for line in (JOBS, EXPORTS):
+            received(resources, line)
         yield resources
 
 

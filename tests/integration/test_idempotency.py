@@ -1,17 +1,21 @@
 """POSTs that take effect once, on each engine: under a caller's key, and without one."""
 
+import asyncio
 import secrets
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, func, select, update
 
+from app.api.idempotency import Idempotent
+from app.api.streaming import EventStreamResponse
 from app.db.clock import now
 from app.db.database import Database
 from app.db.repositories import idempotency as rows
@@ -508,6 +512,33 @@ def test_outdating_waits_for_nobody(
             slow.may_end.set()
         assert not first.result().is_replayed
     assert post(again(unkeyed, is_repetition=True)).answer == first.result().answer
+
+
+def test_a_stream_takes_no_longer_the_more_was_sent(claims: Claims, keyed: Claim) -> None:
+    """What was sent is looked at for its end at each chunk, on the loop that answers everybody."""
+    chunk = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"hello"}}]}\n\n'
+    number = 20_000
+
+    async def read() -> float:
+        response = await Idempotent(claims, keyed).generated_once(given)
+        assert isinstance(response, EventStreamResponse)
+        began = time.process_time()
+        async with aclosing(response.events) as events:
+            assert sum([1 async for _ in events]) == number + 1
+        return time.process_time() - began
+
+    async def given() -> EventStreamResponse:
+        return EventStreamResponse(stream())
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        for _ in range(number):
+            yield chunk
+        yield b"data: [DONE]\n\n"
+
+    assert asyncio.run(read()) < 2
+    stored = claims.begin(again(keyed))
+    assert stored is not None
+    assert stored.body == chunk * number + b"data: [DONE]\n\n"
 
 
 def test_what_is_past_its_time_is_deleted(

@@ -1,22 +1,24 @@
 """Any order of claims, crashes, freezes, pauses and cancels, against a model of what must hold."""
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     consumes,
+    initialize,
     invariant,
     multiple,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from app.db.clock import now
 from app.db.database import Database
@@ -60,6 +62,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     database: Database
     workers = Bundle("workers")
+    # Of all examples: a machine that never gets this far proves little.
+    reached: ClassVar[Counter[str]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +72,15 @@ class LeaseMachine(RuleBasedStateMachine):
             for table in reversed(metadata.sorted_tables):
                 connection.execute(table.delete())
             self.project = add_project(connection)
+
+    @initialize(target=workers)
+    def begin_with_a_running_job(self) -> Any:
+        """Most of what can go wrong needs one, and chance seldom leads there by itself."""
+        self.submit()
+        (job_id,) = self.known
+        with self.database.write() as connection:
+            self._make_ready(connection, job_id)
+        return self.claim()
 
     @rule()
     def submit(self) -> None:
@@ -87,17 +100,7 @@ class LeaseMachine(RuleBasedStateMachine):
         job_id = self._pick(data)
         allowed = self.known[job_id].status is JobStatus.VALIDATING_FILES
         with self._refused_unless(allowed, InvalidTransition), self.database.write() as connection:
-            jobs.transition(
-                connection,
-                job_id,
-                JobStatus.QUEUED,
-                message="validated",
-                source=JobStatus.VALIDATING_FILES,
-                spec="resolved",
-            )
-        if allowed:
-            self.known[job_id].status = JobStatus.QUEUED
-            self.known[job_id].is_validated = True
+            self._make_ready(connection, job_id)
 
     @rule(target=workers)
     def claim(self) -> Any:
@@ -143,6 +146,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.database.write() as connection,
         ):
             leases.fall_back(connection, worker.job_id, worker.epoch)
+            self.reached["damage"] += 1
             leases.give_back(connection, worker.job_id, worker.epoch, "damaged", level="warn")
             known.resume_step, known.fallback_step = known.fallback_step, None
             self._gave_back(known)
@@ -177,6 +181,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 project_id=job.project_id,
                 job_id=job.id,
                 base_model=BASE_MODEL,
+                task="text-generation",
                 storage_prefix=f"jobs/{job.id}/e{worker.epoch}/step-9/adapter",
                 manifest_sha256="0" * 64,
                 step=9,
@@ -184,20 +189,25 @@ class LeaseMachine(RuleBasedStateMachine):
             )
             known.status, known.pause_requested = JobStatus.SUCCEEDED, False
             known.finishes += 1
+            self.reached["finish"] += 1
 
-    @precondition(lambda self: self.known)
-    @rule(data=st.data())
-    def fall_silent(self, data: st.DataObject) -> None:
+    @rule(worker=workers)
+    def fall_silent(self, worker: Held) -> None:
         """Time passes for the lease of one job, as it does while its worker is frozen or dead."""
-        known = self.known[job_id := self._pick(data)]
-        if known.status is JobStatus.RUNNING:
+        if self._holds(worker):
             with self.database.write() as connection:
                 connection.execute(
                     update(job_table)
-                    .where(job_table.c.id == job_id)
+                    .where(job_table.c.id == worker.job_id)
                     .values(lease_expires_at=now() - 1)
                 )
-            known.is_expired = True
+            self.known[worker.job_id].is_expired = True
+
+    @rule(worker=workers)
+    def stay_silent(self, worker: Held) -> None:
+        """Until the sweep, which chance seldom puts right behind the silence."""
+        self.fall_silent(worker)
+        self.sweep()
 
     @rule()
     def sweep(self) -> None:
@@ -212,6 +222,7 @@ class LeaseMachine(RuleBasedStateMachine):
         for job in expired:
             with self.database.write() as connection:
                 leases.give_back(connection, job.id, job.lease_epoch, "silent", level="warn")
+            self.reached["takeover"] += 1
             self._gave_back(self.known[job.id])
 
     @precondition(lambda self: self.known)
@@ -268,6 +279,18 @@ class LeaseMachine(RuleBasedStateMachine):
             assert known.finishes == (known.status is JobStatus.SUCCEEDED)
             assert known.seen_epochs == list(range(1, known.epoch + 1))
 
+    def _make_ready(self, connection: Connection, job_id: str) -> None:
+        jobs.transition(
+            connection,
+            job_id,
+            JobStatus.QUEUED,
+            message="validated",
+            source=JobStatus.VALIDATING_FILES,
+            spec="resolved",
+        )
+        self.known[job_id].status = JobStatus.QUEUED
+        self.known[job_id].is_validated = True
+
     def _pick(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(list(self.known)))
 
@@ -291,29 +314,40 @@ class _Nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def run(machine: type[LeaseMachine], examples: int) -> None:
+def run(database: Database, examples: int, start: int = 0) -> Counter[str]:
+    """Run the machine from a seed, and return how often it got as far as is told."""
+    reached = Counter[str]()
+    machine = type("Machine", (LeaseMachine,), {"database": database, "reached": reached})
     run_state_machine_as_test(
-        machine,
+        # Fixed, so that a failure comes again.
+        seed(start)(machine),
         settings=settings(
             max_examples=examples,
             stateful_step_count=40,
-            # The seed is fixed, so a failure comes again: that it is short is not worth minutes.
+            # That a failure is short is not worth minutes.
             phases=[Phase.generate],
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            derandomize=True,
             database=None,
         ),
     )
+    return reached
 
 
 def test_no_order_of_events_breaks_the_lease(database: Database) -> None:
-    run(type("Machine", (LeaseMachine,), {"database": database}), examples=25)
+    reached = Counter[str]()
+    # What a seed leads to differs between versions of Hypothesis, and with the modules loaded:
+    # one round may miss an event, but not twenty.
+    for start in range(20):
+        reached += run(database, examples=25, start=start)
+        if reached.keys() == {"finish", "damage", "takeover"}:
+            return
+    pytest.fail(f"got no further than {dict(reached)}")
 
 
 @pytest.mark.slow
 def test_no_order_of_events_breaks_the_lease_at_length(database: Database) -> None:
-    run(type("Machine", (LeaseMachine,), {"database": database}), examples=500)
+    run(database, examples=500)
 
 
 @pytest.mark.parametrize("migrated_database", ["sqlite"], indirect=True)
@@ -327,4 +361,4 @@ def test_a_lease_without_its_fence_is_found_out(
 
     monkeypatch.setattr(leases, "_under_lease", unfenced)
     with pytest.raises(BaseException, match=r"DID NOT RAISE|assert"):
-        run(type("Machine", (LeaseMachine,), {"database": database}), examples=200)
+        run(database, examples=200)

@@ -43,9 +43,13 @@ def test_an_installation_without_work(resources: Resources) -> None:
         **{f"{name}_total": 0 for name in COUNTERS},
         "database_connected": 1,
         "broker_connected": 1,
+        "engine_up": 1,
+        "engine_outstanding_requests": 0,
         "oldest_expired_lease_seconds": 0,
         "outbox_lag_seconds": 0,
         "oldest_queued_seconds": 0,
+        "batches_under_way": 0,
+        "batch_requests_waiting": 0,
         "sweeper_last_run_seconds": float("inf"),
     }
 
@@ -123,6 +127,7 @@ def cut_off(resources: Resources) -> Iterator[Resources]:
 def test_what_does_not_answer_is_told_and_the_rest_shown(cut_off: Resources) -> None:
     found = values(cut_off)
     assert found.pop("storage_free_bytes") > 0
+    assert {found.pop("engine_up"), found.pop("engine_outstanding_requests")} == {0, 1}
     assert found == {"database_connected": 0, "broker_connected": 0}
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, inspect, select
 
 from app.db.database import Database, open_database
 from app.db.migrations import alembic_config, downgrade, is_current, upgrade
-from app.db.repositories import jobs, locks
+from app.db.repositories import batches, jobs, locks
+from app.db.repositories.batches import NewBatch
 from app.db.tables import jobs as job_table
 from app.db.tables import metadata
 from app.domain.job_state import JobStatus
@@ -113,6 +114,36 @@ def test_a_paused_job_goes_on_where_nobody_can_resume_it(empty_database: Databas
         assert jobs.get(connection, project, validated.id).status is JobStatus.QUEUED
         after = jobs.get(connection, project, unvalidated.id)
     assert after.status is JobStatus.VALIDATING_FILES
+
+
+def test_files_of_batches_go_with_them(empty_database: Database) -> None:
+    upgrade(empty_database)
+    with empty_database.write() as connection:
+        project = add_project(connection)
+        kept = add_file(connection, project)
+        requests = add_file(connection, project, purpose="batch")
+        add_file(connection, project, purpose="batch_output")
+        new = NewBatch(project, "/v1/chat/completions", "24h", requests.id, None, None)
+        batches.add(connection, new)
+    downgrade(empty_database, "0006")
+    with empty_database.read() as connection:
+        assert "batches" not in table_names(connection)
+        assert connection.exec_driver_sql("SELECT id FROM files").scalars().all() == [kept.id]
+    upgrade(empty_database)
+    assert differences(empty_database) == []
+
+
+def test_the_newest_adapters_are_found_by_an_index(empty_database: Database) -> None:
+    def indexed_columns() -> list[list[str | None]]:
+        with empty_database.read() as connection:
+            return [one["column_names"] for one in inspect(connection).get_indexes("adapters")]
+
+    upgrade(empty_database)
+    assert ["created_at"] in indexed_columns()
+    downgrade(empty_database, "0009")
+    assert ["created_at"] not in indexed_columns()
+    upgrade(empty_database)
+    assert differences(empty_database) == []
 
 
 def test_a_database_that_is_behind_is_not_current(empty_database: Database) -> None:

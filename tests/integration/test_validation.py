@@ -1,5 +1,7 @@
 """From `validating_files` to `queued` or `failed`, as the sweep does it."""
 
+from typing import Any
+
 import pytest
 
 from app.base_models.catalogue import DEFAULT_CATALOGUE
@@ -8,6 +10,7 @@ from app.domain.job_spec import JobSpec
 from app.domain.job_state import JobStatus
 from app.resources import Resources
 from app.services.sweeper import Sweeper
+from tests.support.datasets import as_jsonl
 from tests.support.factories import (
     BASE_MODEL,
     add_job,
@@ -125,3 +128,32 @@ def test_a_job_that_cannot_be_checked_for_now_holds_up_no_other(
             continue
     assert now_is(resources, other).status is JobStatus.QUEUED
     assert received(resources) == [other.id]
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "param"),
+    [
+        (["a", "a"], None, "training_file"),
+        (["a", "b"], {"c": 2.0}, "tunesmith.training.class_weights"),
+        (["a", "b"], {"b": 2.0}, None),
+        ([0.5, 0.5], None, None),
+        ([["a"], []], None, None),
+        ([[], []], None, "training_file"),
+    ],
+)
+def test_classes_are_checked_before_a_worker_is_asked(
+    resources: Resources, sweeper: Sweeper, labels: list[Any], weights: Any, param: str | None
+) -> None:
+    records = [
+        {"text": "x", ("labels" if isinstance(label, list) else "label"): label} for label in labels
+    ]
+    training = {"class_weights": weights} if weights else {}
+    with resources.database.write() as connection:
+        project = add_project(connection)
+        file = store_dataset(connection, resources.storage, project, as_jsonl(records))
+        asked = extension(task="text-classification", training=training)
+        job = add_job(connection, project, training_file=file.id, extension=asked)
+    sweeper.sweep()
+    after = now_is(resources, job)
+    assert after.status is (JobStatus.QUEUED if param is None else JobStatus.FAILED)
+    assert (after.error or {}).get("param") == param

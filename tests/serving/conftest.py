@@ -1,26 +1,36 @@
 """A loaded base model, adapters with random weights, and a loop to run requests through."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.base_models import InstalledBaseModel
+from app.domain.errors import NotFound
 from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
+from tests.training.conftest import bases, tiny_base, tiny_trunk
 from worker.generation.request import GenerationRequest, Piece
 from worker.generation.vocabulary import Vocabulary, end_token_ids
 from worker.serving.answers import collect
+from worker.serving.app import create_app
+from worker.serving.engine import Engine
 from worker.serving.loop import GenerationLoop, LoopLimits
+from worker.serving.settings import EngineSettings
 from worker.training.manifest import BaseModelRef, Origin, chat_template
 from worker.trunk.device import DeviceProfile
 from worker.trunk.listing import write_listing
+from worker.trunk.loading import load_trunk
 from worker.trunk.lora import LoraAdapter, LoraPair, new_adapter
 from worker.trunk.peft_format import save_adapter
-from worker.trunk.trunk import Trunk, load_trunk
+from worker.trunk.trunk import Trunk
+
+__all__ = ["bases", "tiny_base", "tiny_trunk"]
 
 BASE_ID = "smollm2-135m"
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -33,6 +43,8 @@ ADAPTER_SPECS: Mapping[str, LoraSpec] = {
 }
 
 Generate = Callable[..., list[Piece]]
+Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[None]]
+RunScenario = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +77,7 @@ def reference_model(base_model_dir: Path) -> PreTrainedModel:
 def random_adapters(trunk: Trunk) -> dict[str, LoraAdapter]:
     """Adapters of different ranks and target modules that change every answer."""
     return {
-        name: _with_random_update(new_adapter(trunk.model, spec, seed), seed)
+        name: with_random_update(new_adapter(trunk.model, spec, seed), seed)
         for seed, (name, spec) in enumerate(ADAPTER_SPECS.items())
     }
 
@@ -117,6 +129,60 @@ def write_trained(
     return write
 
 
+@pytest.fixture
+def adapter_root(
+    tmp_path: Path,
+    installed_base: InstalledBaseModel,
+    random_adapters: dict[str, LoraAdapter],
+    write_trained: Callable[[Path, LoraAdapter], None],
+) -> Path:
+    """One adapter of the trainer's, one of peft's, and one that breaks whoever uses it."""
+    root = tmp_path / "adapters"
+    write_trained(root / "red" / "adapter", random_adapters["red"])
+    broken = replace(
+        random_adapters["red"],
+        # Finite in itself, but queries times keys overflow.
+        weights={
+            path: LoraPair(pair.a, pair.b * 1e30)
+            for path, pair in random_adapters["red"].weights.items()
+        },
+    )
+    for name, adapter in (("blue", random_adapters["blue"]), ("broken", broken)):
+        (root / name).mkdir()
+        save_adapter(root / name, adapter, installed_base.name)
+    return root
+
+
+@pytest.fixture
+def with_engine(
+    trunk: Trunk, installed_base: InstalledBaseModel, adapter_root: Path
+) -> Iterator[RunScenario]:
+    """Run a scenario with a client of an engine that has the given settings."""
+
+    def find_base(name: str) -> InstalledBaseModel:
+        if name not in (installed_base.id, installed_base.name):
+            raise NotFound(f"no model {name!r}", param="model", code="model_not_found")
+        return installed_base
+
+    def run(scenario: Scenario, **settings: Any) -> None:
+        async def drive() -> None:
+            app = create_app(
+                EngineSettings(adapter_root=adapter_root, **settings), find_base, lambda _: trunk
+            )
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with (
+                app.router.lifespan_context(app),
+                httpx.AsyncClient(transport=transport, base_url="http://engine") as client,
+            ):
+                await scenario(client, app.state.engine)
+
+        asyncio.run(drive())
+
+    yield run
+    for name in trunk.adapters:
+        trunk.detach(name)
+
+
 def _job_spec(base_model: str, adapter: LoraSpec) -> JobSpec:
     return JobSpec(
         job_id="ftjob-test",
@@ -131,7 +197,7 @@ def _job_spec(base_model: str, adapter: LoraSpec) -> JobSpec:
     )
 
 
-def _with_random_update(adapter: LoraAdapter, seed: int) -> LoraAdapter:
+def with_random_update(adapter: LoraAdapter, seed: int) -> LoraAdapter:
     generator = torch.Generator().manual_seed(100 + seed)
     weights = {
         path: LoraPair(pair.a, torch.randn(pair.b.shape, generator=generator) * 0.05)

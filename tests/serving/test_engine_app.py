@@ -3,82 +3,17 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from app.base_models import InstalledBaseModel
-from app.domain.errors import NotFound
-from worker.serving.app import create_app
+from tests.serving.conftest import RunScenario
 from worker.serving.engine import Engine
-from worker.serving.settings import EngineSettings
 from worker.trunk.listing import write_listing
-from worker.trunk.lora import LoraAdapter, LoraPair
-from worker.trunk.peft_format import save_adapter
 from worker.trunk.trunk import Trunk
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
-
-Scenario = Callable[[httpx.AsyncClient, Engine], Awaitable[None]]
-RunScenario = Callable[..., None]
-
-
-@pytest.fixture
-def adapter_root(
-    tmp_path: Path,
-    installed_base: InstalledBaseModel,
-    random_adapters: dict[str, LoraAdapter],
-    write_trained: Callable[[Path, LoraAdapter], None],
-) -> Path:
-    """One adapter of the trainer's, one of peft's, and one that breaks whoever uses it."""
-    root = tmp_path / "adapters"
-    write_trained(root / "red" / "adapter", random_adapters["red"])
-    broken = replace(
-        random_adapters["red"],
-        # Finite in itself, but queries times keys overflow.
-        weights={
-            path: LoraPair(pair.a, pair.b * 1e30)
-            for path, pair in random_adapters["red"].weights.items()
-        },
-    )
-    for name, adapter in (("blue", random_adapters["blue"]), ("broken", broken)):
-        (root / name).mkdir()
-        save_adapter(root / name, adapter, installed_base.name)
-    return root
-
-
-@pytest.fixture
-def with_engine(
-    trunk: Trunk, installed_base: InstalledBaseModel, adapter_root: Path
-) -> Iterator[RunScenario]:
-    """Run a scenario with a client of an engine that has the given settings."""
-
-    def find_base(name: str) -> InstalledBaseModel:
-        if name not in (installed_base.id, installed_base.name):
-            raise NotFound(f"no model {name!r}", param="model", code="model_not_found")
-        return installed_base
-
-    def run(scenario: Scenario, **settings: Any) -> None:
-        async def drive() -> None:
-            app = create_app(
-                EngineSettings(adapter_root=adapter_root, **settings), find_base, lambda _: trunk
-            )
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with (
-                app.router.lifespan_context(app),
-                httpx.AsyncClient(transport=transport, base_url="http://engine") as client,
-            ):
-                await scenario(client, app.state.engine)
-
-        asyncio.run(drive())
-
-    yield run
-    for name in trunk.adapters:
-        trunk.detach(name)
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -169,7 +104,10 @@ def test_a_streamed_chat_answer_is_the_whole_one(with_engine: RunScenario) -> No
         assert last["choices"][0]["delta"] == {}
         assert last["choices"][0]["finish_reason"] == choice["finish_reason"] == "stop"
         assert usage["choices"] == []
-        assert usage["usage"] == whole["usage"]
+        # What the whole answer has left behind is all of the same prompt but its last token.
+        cached = {"cached_tokens": whole["usage"]["prompt_tokens"] - 1}
+        assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        assert usage["usage"] == {**whole["usage"], "prompt_tokens_details": cached}
         assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
         without_usage = await events(client, "/v1/chat/completions", chat(n=2, max_tokens=2))
@@ -195,7 +133,7 @@ def test_completions_of_every_kind_of_prompt(with_engine: RunScenario, trunk: Tr
             assert [c["text"] for c in got["choices"][:2]] == [choice["text"]] * 2
         by_ids = await answer(client, "/v1/completions", completion(prompt=ids))
         assert by_ids["choices"][0]["text"] == choice["text"]
-        assert by_ids["usage"] == one["usage"]
+        assert by_ids["usage"]["total_tokens"] == one["usage"]["total_tokens"]
 
     with_engine(scenario)
 
@@ -313,29 +251,6 @@ def test_the_template_that_an_adapter_was_trained_with_is_its_own(
     with_engine(scenario)
 
 
-def test_the_least_recently_used_idle_adapter_makes_room(with_engine: RunScenario) -> None:
-    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
-        load = "/v1/load_lora_adapter"
-        for name in ("a", "b"):
-            await client.post(load, json={"lora_name": name, "lora_path": "blue"})
-        await answer(client, "/v1/completions", completion(model="a", max_tokens=1))
-        await client.post(load, json={"lora_name": "c", "lora_path": "blue"})
-        await refusal(client, "/v1/completions", completion(model="b"), 404)
-        busy = [
-            asyncio.create_task(
-                client.post("/v1/completions", json=completion(model=name, max_tokens=12))
-            )
-            for name in ("a", "c")
-        ]
-        while (await client.get("/v1/engine/stats")).json()["running"] < 2:
-            await asyncio.sleep(0.01)
-        await refusal(client, load, {"lora_name": "d", "lora_path": "blue"}, 503)
-        assert [task.result().status_code for task in busy if await task] == [200, 200]
-        assert engine.stats()["adapters"] == ["a", "c"]
-
-    with_engine(scenario, max_adapters=2)
-
-
 def test_a_failure_in_a_stream_is_its_last_event_and_harms_no_other(
     with_engine: RunScenario,
 ) -> None:
@@ -358,13 +273,49 @@ def test_a_failure_in_a_stream_is_its_last_event_and_harms_no_other(
 
 def test_a_full_queue_asks_to_come_back(with_engine: RunScenario) -> None:
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
-        response = await client.post("/v1/completions", json=completion(n=3))
+        error = await refusal(client, "/v1/completions", completion(n=3), 400)
+        assert (error["param"], error["code"]) == ("n", "invalid_value")
+        both = asyncio.create_task(
+            client.post("/v1/completions", json=completion(n=2, max_tokens=12))
+        )
+        while (await client.get("/v1/engine/stats")).json()["running"] < 1:
+            await asyncio.sleep(0)
+        response = await client.post("/v1/completions", json=completion())
         assert response.status_code == 429
         assert int(response.headers["retry-after"]) > 0
         assert response.json()["error"]["type"] == "rate_limit_error"
+        assert (await both).status_code == 200
         await answer(client, "/v1/completions", completion(n=2, max_tokens=1))
 
     with_engine(scenario, max_running=1, max_queued=1)
+
+
+def test_a_request_that_outgrows_the_memory_is_refused_by_its_field(
+    with_engine: RunScenario,
+) -> None:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        error = await refusal(client, "/v1/completions", completion(max_tokens=60), 400)
+        assert (error["param"], error["code"]) == ("max_tokens", "context_length_exceeded")
+        # Without a number the answer may be as long as there is room for.
+        free = await answer(client, "/v1/chat/completions", chat(max_tokens=None, stop="Paris"))
+        assert free["choices"][0]["finish_reason"] == "stop"
+        assert (await client.get("/v1/models")).json()["data"][0]["max_model_len"] == 60
+
+    with_engine(scenario, kv_tokens=60)
+
+
+def test_a_priority_that_is_none_is_refused_by_its_header(with_engine: RunScenario) -> None:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        for path, body in (("/v1/completions", completion()), ("/v1/embeddings", {})):
+            headers = {"x-tunesmith-project": "proj_1", "x-tunesmith-priority": "urgent"}
+            response = await client.post(path, json=body, headers=headers)
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == "x-tunesmith-priority"
+        headers["x-tunesmith-priority"] = "low"
+        response = await client.post("/v1/completions", json=completion(), headers=headers)
+        assert response.status_code == 200
+
+    with_engine(scenario)
 
 
 def test_a_key_opens_everything_but_health_needs_none(with_engine: RunScenario) -> None:

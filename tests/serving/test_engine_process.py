@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 from app.base_models import InstalledBaseModel
 from tests.support.polling import eventually
 from tests.support.service import REPOSITORY, free_port
+from worker.trunk.half import is_available
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import save_adapter
 
@@ -133,7 +134,8 @@ def test_the_openai_client_streams_and_waits(engine: EngineProcess) -> None:
             texts = [c.choices[0].delta.content or "" for c in chunks if c.choices]
             assert "".join(texts) == whole.choices[0].message.content
             assert sum(map(bool, texts)) > 3
-            assert chunks[-1].usage == whole.usage
+            assert chunks[-1].usage is not None
+            assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
             completion = await client.completions.create(
                 model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=3, logprobs=1
             )
@@ -147,6 +149,24 @@ def test_the_openai_client_streams_and_waits(engine: EngineProcess) -> None:
                 await client.chat.completions.create(model="gpt-9", messages=QUESTION)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not is_available(), reason="torch has no such products here")
+def test_published_weights_are_read_in_16_bits(engine: EngineProcess, directory: Path) -> None:
+    httpx.post(f"{engine.url}/v1/completions", json={**ENDLESS, "max_tokens": 1}).raise_for_status()
+
+    assert "is read in 16 bits" in (directory / "engine.log").read_text()
+
+
+def test_what_the_api_asks_all_the_time_is_not_logged(
+    engine: EngineProcess, directory: Path
+) -> None:
+    for path in ("/health", "/v1/models", "/v1/engine/stats", "/v1/models?last=1"):
+        httpx.get(f"{engine.url}{path}").raise_for_status()
+    log = directory / "engine.log"
+    eventually(lambda: "?last=1" in log.read_text(), what="the last one is logged")
+    for path in ("/health", "/v1/models", "/v1/engine/stats"):
+        assert f'"GET {path} HTTP' not in log.read_text()
 
 
 def test_streams_of_many_adapters_at_once_are_what_each_is_alone(engine: EngineProcess) -> None:

@@ -6,15 +6,35 @@ import msgspec
 import pytest
 
 from app.domain.errors import InvalidInput
+from app.domain.unsupported_fields import CHAT_FIELDS
+from worker.serving.body import parse
 from worker.serving.settings import load_engine_settings
 from worker.serving.submission import template_messages
-from worker.serving.wire import ChatRequest, CompletionRequest, parse
+from worker.serving.wire import ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "hello"}]
+# An object within that leaves open what properties it has.
+INNER = {"a": {"type": "array", "items": {"type": "object", "properties": {}}}}
 
 
 def chat(**fields: Any) -> ChatRequest:
     return parse(ChatRequest, msgspec.json.encode({"model": "m", "messages": MESSAGES, **fields}))
+
+
+def form(**changes: Any) -> dict[str, Any]:
+    described = {"name": "city", "schema": {"type": "object"}, **changes}
+    return {"type": "json_schema", "json_schema": described}
+
+
+def strict(**changes: Any) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+        "required": ["a"],
+        "additionalProperties": False,
+        **changes,
+    }
+    return form(schema=schema, strict=True)
 
 
 def completion(**fields: Any) -> CompletionRequest:
@@ -26,7 +46,10 @@ def completion(**fields: Any) -> CompletionRequest:
     [
         {"user": "u", "metadata": {"k": "v"}, "store": False, "service_tier": "auto"},
         {"response_format": {"type": "text"}, "modalities": ["text"], "tool_choice": "none"},
-        {"tools": None, "stop": None, "audio": None, "seed": None, "n": None},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": strict()},
+        {"tools": None, "stop": None, "seed": None, "n": None},
+        dict.fromkeys(CHAT_FIELDS),
         {"temperature": 1, "top_p": 0.5, "logit_bias": {"5": 1}, "stop": "a"},
         {"stream": True, "stream_options": {"include_usage": True}},
     ],
@@ -43,7 +66,14 @@ def test_fields_that_are_accepted(fields: dict[str, Any]) -> None:
         ({"functions": []}, "functions"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"audio": {"voice": "a"}}, "audio"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": form(name="a b")}, "response_format.json_schema.name"),
+        ({"response_format": form(schema=None)}, "response_format.json_schema.schema"),
+        ({"response_format": form(more=1)}, "response_format.json_schema.more"),
+        ({"response_format": strict(type="array")}, "response_format.json_schema.schema"),
+        ({"response_format": strict(required=[])}, "response_format.json_schema.schema"),
+        ({"response_format": strict(properties=INNER)}, "response_format.json_schema.schema"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"store": True}, "store"),
@@ -128,10 +158,12 @@ def test_messages_become_what_training_rendered() -> None:
         [
             {"role": "user", "content": parts, "name": "n"},
             {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "refusal": None},
+            {"role": "assistant", "content": "c", "audio": None, "annotations": []},
         ]
     ) == [
         {"role": "user", "content": "ab", "name": "n"},
         {"role": "assistant", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": "c"},
     ]
 
 
@@ -142,7 +174,7 @@ def test_messages_become_what_training_rendered() -> None:
         ({"content": "a"}, "messages[0]"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content[0].type"),
-        ({"role": "user", "content": "a", "audio": {}}, "messages[0]"),
+        ({"role": "user", "content": "a", "audio": {}}, "messages[0].audio"),
     ],
 )
 def test_messages_that_are_refused(message: dict[str, Any], param: str) -> None:

@@ -22,7 +22,7 @@ from tests.tasks.conftest import task_spec
 from tests.training.conftest import Attempt
 from worker.serving.app import create_app
 from worker.serving.attributions import attribute
-from worker.serving.prediction_loop import TaskModel
+from worker.serving.prediction_request import TaskModel
 from worker.serving.settings import EngineSettings
 from worker.tasks.text_classification import TextClassification
 from worker.training.bases import WarmBases

@@ -1,6 +1,7 @@
 """Generation in mixed batches: what a sequence gets does not depend on its company."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from worker.generation.sampling import SamplingParameters
 from worker.generation.vocabulary import Vocabulary
 from worker.serving.answers import collect
 from worker.serving.loop import GenerationLoop, LoopLimits
+from worker.serving.loop_adapters import LoopAdapters
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import save_adapter
 from worker.trunk.trunk import Trunk
@@ -265,6 +267,28 @@ def test_a_detached_adapter_ends_its_answers_and_takes_no_more(
             loop.close()
 
     asyncio.run(scenario())
+
+
+def test_an_adapter_that_leaves_before_it_has_come_is_not_kept(
+    trunk: Trunk, random_adapters: dict[str, LoraAdapter]
+) -> None:
+    guard = threading.Condition()
+    adapters = LoopAdapters(trunk, guard)
+    with guard:
+        attached = adapters.join("red#1", random_adapters["red"])
+        joining, gone = adapters.next_turn(set())
+        adapters.leave("red#1")
+    assert not gone
+    adapters.attach(joining)
+    attached.result(0)
+    with guard:
+        joining, gone = adapters.next_turn(set())
+    adapters.detach(gone)
+
+    assert (list(joining), gone) == ([], {"red#1"})
+    assert "red#1" not in adapters
+    assert len(adapters) == 0
+    assert trunk.adapters == ()
 
 
 def test_a_loop_that_has_ended_fails_what_it_left(trunk: Trunk, vocabulary: Vocabulary) -> None:

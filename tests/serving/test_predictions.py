@@ -35,14 +35,15 @@ from app.domain.errors import (
 )
 from app.domain.job_spec import AdapterSpec
 from app.domain.tasks import TASKS
-from app.inference import AdapterFiles
+from app.inference import AdapterFiles, Caller
 from app.inference.openai_http import OpenAIHTTPEngine
 from app.storage.local import LocalStorage
 from tests.support.service import REPOSITORY
 from tests.tasks.conftest import task_spec
 from worker.serving.app import create_app
 from worker.serving.engine import Engine
-from worker.serving.prediction_loop import Asked, Predicted, PredictionLoop, TaskModel
+from worker.serving.prediction_loop import PredictionLoop
+from worker.serving.prediction_request import Asked, Predicted, TaskModel
 from worker.serving.settings import EngineSettings
 from worker.tasks import Example
 from worker.training.bases import WarmBases
@@ -58,6 +59,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 MINILM = "all-minilm-l6-v2"
+CALLER = Caller("proj_1")
 CPU = DeviceProfile("cpu", "float32", 1)
 LOAD, PREDICT, EMBED = "/v1/load_lora_adapter", "/v1/predictions", "/v1/embeddings"
 
@@ -300,7 +302,7 @@ def test_the_least_recently_used_model_makes_room_and_comes_back_by_itself(
 
         async def ask(name: str) -> Any:
             body = {"model": name, "inputs": TEXTS}
-            return (await api.complete(PREDICT, body, files[name]))["predictions"]
+            return (await api.complete(PREDICT, body, files[name], CALLER))["predictions"]
 
         first = await ask("opinions")
         await ask("topics")
@@ -313,7 +315,7 @@ def test_the_least_recently_used_model_makes_room_and_comes_back_by_itself(
         assert unloaded.status_code == 200
         assert engine.tasks.models() == []
 
-    with_engine(scenario, max_adapters=1)
+    with_engine(scenario, max_task_models=1)
 
 
 def test_a_model_in_use_does_not_make_room(with_engine: RunScenario) -> None:
@@ -325,7 +327,7 @@ def test_a_model_in_use_does_not_make_room(with_engine: RunScenario) -> None:
         assert len(await busy) == 12
         await answer(client, LOAD, loading("topics"))
 
-    with_engine(scenario, loaded=["opinions"], max_adapters=1, prediction_tokens_per_pass=1)
+    with_engine(scenario, loaded=["opinions"], max_task_models=1, prediction_tokens_per_pass=1)
 
 
 def test_damaged_files_are_not_served(with_engine: RunScenario, adapter_root: Path) -> None:
@@ -479,6 +481,55 @@ def test_a_base_encoder_embeds_by_the_mean_of_its_tokens(
     with_engine(scenario, loaded=["pairs"], preload=(MINILM,))
 
 
+def test_pairs_are_scored_as_they_are_predicted_and_embedded(with_engine: RunScenario) -> None:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        texts = ["a lovely meal", "a dull film"]
+        inputs = [{"text": "That was", "text_pair": text} for text in texts]
+        expected = [scores(one) for one in await predictions(client, "opinions", inputs, top_k=2)]
+
+        async def scored(**fields: Any) -> list[float]:
+            body = {"text_1": "That was", "text_2": texts, **fields}
+            got = await answer(client, "/v1/score", body)
+            assert (got["object"], got["model"]) == ("list", fields["model"])
+            assert [one["index"] for one in got["data"]] == list(range(len(got["data"])))
+            assert got["usage"]["total_tokens"] == got["usage"]["prompt_tokens"] > 0
+            return [one["score"] for one in got["data"]]
+
+        # The second label by default, or the one that is named.
+        for label, fields in (("praise", {}), ("blame", {"tunesmith": {"label": "blame"}})):
+            got = await scored(model="opinions", **fields)
+            assert got == pytest.approx([one[label] for one in expected], abs=1e-5)
+        again = await scored(model="opinions", text_1=["That was"] * 2)
+        assert again == pytest.approx([one["praise"] for one in expected], abs=1e-5)
+
+        for model in (MINILM, "pairs"):
+            body = {"model": model, "input": ["That was", *texts]}
+            first, *others = (await answer(client, EMBED, body))["data"]
+            cosines = [_dot(first["embedding"], other["embedding"]) for other in others]
+            assert await scored(model=model) == pytest.approx(cosines, abs=1e-5)
+            (same,) = await scored(model=model, text_2="That was")
+            assert same == pytest.approx(1.0, abs=1e-5)
+
+        for fields, param in (
+            ({"model": "topics"}, "tunesmith.label"),
+            ({"model": "opinions", "tunesmith": {"label": "rain"}}, "tunesmith.label"),
+            ({"model": "pairs", "tunesmith": {"label": "rain"}}, "tunesmith.label"),
+            ({"model": "opinions", "text_1": ["a", "b", "c"]}, "text_2"),
+            ({"model": "opinions", "text_2": []}, "text_2"),
+            ({"model": "opinions", "text_2": ["a", "word " * 1000]}, "text_2[1]"),
+            ({"model": "pairs", "text_1": "word " * 1000}, "text_1"),
+            ({"model": "opinions", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ):
+            body = {"text_1": "That was", "text_2": texts, **fields}
+            assert (await refusal(client, "/v1/score", body))["param"] == param
+
+    with_engine(scenario, loaded=["opinions", "topics", "pairs"])
+
+
+def _dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
 def test_a_client_that_leaves_ends_its_request(with_engine: RunScenario) -> None:
     async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
         transport = client._transport
@@ -618,6 +669,63 @@ class TestLoop:
         for future in futures:
             future.result(10)
         assert ended == ["short", "long"]
+
+    def test_projects_take_turns_and_share_passes(self, loop: PredictionLoop) -> None:
+        task: Any = _counting()
+        model = TaskModel(task, nn.Linear(1, 1), {})
+        big, small, late = ([5] * 4, "big"), ([5, 5], "small"), ([1], "big")
+        with loop._changed:
+            futures = [
+                loop.submit(Asked(model, inputs, lambda e, p: p, str, caller=Caller(project)))
+                for inputs, project in (big, small, late)
+            ]
+        for future in futures:
+            future.result(10)
+        assert task.asked == [[5, 5], [5, 5], [5, 5], [1]]
+
+        # A small input of one project does not keep the large one of another out for ever.
+        task.asked.clear()
+        with loop._changed:
+            futures = [
+                loop.submit(Asked(model, inputs, lambda e, p: p, str, caller=Caller(project)))
+                for inputs, project in (([1] * 9, "many"), ([10], "large"))
+            ]
+        for future in futures:
+            future.result(10)
+        assert task.asked.index([10]) == 1
+
+    def test_low_priority_waits_for_the_rest(self, loop: PredictionLoop) -> None:
+        task: Any = _counting()
+        model = TaskModel(task, nn.Linear(1, 1), {})
+        with loop._changed:
+            futures = [
+                loop.submit(Asked(model, inputs, lambda e, p: p, str, caller=caller))
+                for inputs, caller in (([9, 8], Caller("a", "low")), ([6, 6], Caller("a")))
+            ]
+        for future in futures:
+            future.result(10)
+        assert task.asked == [[6], [6], [9], [8]]
+
+    def test_a_project_that_fills_its_queue_leaves_room_for_others(self) -> None:
+        loop = PredictionLoop(budget=10, max_queued=8, max_queued_per_project=5)
+        model = TaskModel(_counting(), nn.Linear(1, 1), {})
+
+        def asked(count: int, project: str) -> Asked:
+            return Asked(model, [1] * count, lambda e, p: p, str, caller=Caller(project))
+
+        try:
+            with loop._changed:
+                futures = [loop.submit(asked(5, "a"))]
+                with pytest.raises(TooManyRequests) as refused:
+                    loop.submit(asked(1, "a"))
+                assert (refused.value.retry_after_seconds or 0) >= 1
+                futures.append(loop.submit(asked(3, "b")))
+                with pytest.raises(TooManyRequests):
+                    loop.submit(asked(1, "c"))
+            assert [len(future.result(10).answers) for future in futures] == [5, 3]
+            assert loop.stats().refused == 2
+        finally:
+            loop.close()
 
     def test_one_request_does_not_fail_with_another(self, loop: PredictionLoop) -> None:
         (good, failed, refused, after), _ = self.together(

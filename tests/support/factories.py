@@ -2,16 +2,19 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, update
 
 from app.db.clock import now
-from app.db.repositories import adapters, files, jobs, keys
+from app.db.repositories import adapters, aliases, files, jobs, keys
 from app.db.repositories.adapters import Adapter
+from app.db.repositories.aliases import Alias, NewRevision
 from app.db.repositories.files import File, NewFile
 from app.db.repositories.jobs import Job, NewJob
 from app.db.tables import jobs as job_table
+from app.domain.aliases import Shadow, Target
 from app.domain.ids import fine_tuned_model_name, new_id
 from app.domain.job_state import JobStatus
 from app.services.files import store
@@ -131,6 +134,25 @@ def add_adapter(
     adapter = adapters.find(connection, project_id, name)
     assert adapter is not None
     return adapter
+
+
+def add_alias(
+    connection: Connection,
+    project_id: str,
+    models: Sequence[str],
+    *,
+    name: str | None = None,
+    shadow: Shadow | None = None,
+) -> Alias:
+    """Add an alias of models that get equal shares."""
+    return aliases.add(
+        connection,
+        project_id=project_id,
+        name=name or new_id("alias-"),
+        task="text-generation",
+        metadata=None,
+        revision=NewRevision([Target(model, 1) for model in models], shadow, None, "key"),
+    )
 
 
 def dataset(records: int = 3) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -38,6 +39,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("-m", "worker.serving.server"),
     "worker": ("-m", "worker"),
     "trainer": ("-m", "worker.training.child"),
+    "exporter": ("-m", "worker.exporting"),
 }
 
 
@@ -110,7 +112,7 @@ class Service:
         return processes_of(self.data_dir)
 
     def pid(self, name: str) -> int:
-        """Return the process id of the `api`, `engine`, `worker` or `trainer`, once it runs."""
+        """Return the process id of one that `_ARGUMENTS` names, once it runs."""
         return eventually(
             lambda: _pid_of(name, self.processes()), what=f"there is a process {name}"
         )
@@ -156,16 +158,27 @@ def running_service(command: str, data_dir: Path, settings: Mapping[str, str]) -
     assert left == [], f"processes were left behind: {left}"
 
 
-def serve_adapter(service: Service, key: str, name: str | None = None) -> Adapter:
+def serve_adapter(
+    service: Service,
+    key: str,
+    name: str | None = None,
+    *,
+    task: str = "text-generation",
+    files: Mapping[str, bytes] = MappingProxyType({"adapter_config.json": b"{}"}),
+) -> Adapter:
     """Put a fine-tuned model of a key's project where a worker would, and return its row."""
     project = service.project_of(key)
     with service.database() as database, database.write() as connection:
         adapter = add_adapter(
-            connection, project, name or f"ft:{BASE_MODEL}:acme:desk:{secrets.token_hex(6)}"
+            connection,
+            project,
+            name or f"ft:{BASE_MODEL}:acme:desk:{secrets.token_hex(6)}",
+            task=task,
         )
     storage = open_storage(service.settings.storage_url)
     scratch = storage.scratch()
-    (scratch / "adapter_config.json").write_text("{}")
+    for file_name, content in files.items():
+        (scratch / file_name).write_bytes(content)
     storage.publish(adapter.storage_prefix, scratch)
     return adapter
 

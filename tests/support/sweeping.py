@@ -10,7 +10,7 @@ from typing import Any
 from app.db.database import Database
 from app.db.repositories import events, jobs
 from app.db.repositories.jobs import Job
-from app.queue import RUN_JOB
+from app.queue import JOBS, Line
 from app.resources import Resources
 from app.settings import load_settings
 from tests.support.factories import add_job, add_project, add_queued_job, store_dataset
@@ -33,13 +33,13 @@ def opened(
     resources.celery.close()
 
 
-def received(resources: Resources) -> list[str]:
-    """Take every message from the broker and return the ids of the jobs, in no special order."""
+def received(resources: Resources, line: Line = JOBS) -> list[str]:
+    """Take every message from the broker and return the ids in them, in no special order."""
     ids = []
     with resources.celery.connection_for_read() as connection:
         channel = connection.default_channel
-        while message := channel.basic_get("train", no_ack=True):
-            assert message.headers["task"] == RUN_JOB
+        while message := channel.basic_get(line.queue, no_ack=True):
+            assert message.headers["task"] == line.task
             arguments, named, _ = json.loads(message.body)
             assert named == {}
             ids += arguments

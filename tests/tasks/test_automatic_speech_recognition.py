@@ -23,7 +23,7 @@ from transformers import (
 from app.domain.errors import InvalidInput, TrainingFailed
 from app.domain.job_spec import AdapterSpec
 from app.storage.local import LocalStorage
-from tests.support.datasets import VOICE, as_zip, spoken
+from tests.support.datasets import as_zip, spoken
 from tests.tasks.conftest import (
     FindModel,
     RunTask,
@@ -47,7 +47,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 TASK = "automatic-speech-recognition"
 RATE = 16_000
 LONGEST = 40
-needs_voice = pytest.mark.skipif(shutil.which(VOICE) is None, reason=f"{VOICE} is not installed")
 
 MakeTiny = Callable[..., Path]
 
@@ -128,7 +127,7 @@ def predicted_by(task: Any, model: nn.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("model", ["whisper", "tiny"])
+@pytest.mark.parametrize("model", [pytest.param("whisper", marks=pytest.mark.slow), "tiny"])
 def test_answers_are_those_of_the_pipeline(model: str, request: pytest.FixtureRequest) -> None:
     """Greedy ones: it would follow five beams by default. The tiny model differs at each turn."""
     task = request.getfixturevalue(model)
@@ -336,7 +335,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     )
 
 
-@needs_voice
 def test_hears_the_language_that_is_spoken(whisper: Any) -> None:
     (example,) = encoded(whisper, spoken(1, ["Where is the nearest railway station?"]))
 
@@ -346,7 +344,6 @@ def test_hears_the_language_that_is_spoken(whisper: Any) -> None:
 
 
 @pytest.mark.slow
-@needs_voice
 def test_learns_to_understand_robots(
     run_task: RunTask, storage: LocalStorage, whisper_dir: Path
 ) -> None:

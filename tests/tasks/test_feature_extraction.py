@@ -371,7 +371,7 @@ def test_refuses_what_cannot_be_learnt(
         run_task(task_spec(storage, TASK, PAIRS, label_smoothing=0.1), minilm)
 
 
-@pytest.mark.parametrize("value", [{"text": REFUND}, 3, [REFUND]])
+@pytest.mark.parametrize("value", [{"text": REFUND}, 3, [REFUND], "", " \n"])
 def test_refuses_a_wrong_input(base: Any, value: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
         base.encode_input(value)

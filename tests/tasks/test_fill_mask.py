@@ -209,7 +209,9 @@ def test_pieces_of_a_text_are_never_on_both_sides_of_a_split(filler: Any) -> Non
     assert [len(each) for each in lines] == [2, 2]
 
 
-@pytest.mark.parametrize("value", ["No mask here.", 3, {"text": ONE_MASK}, ONE_MASK + " on" * 600])
+@pytest.mark.parametrize(
+    "value", ["No mask here.", "", 3, {"text": ONE_MASK}, ONE_MASK + " on" * 600]
+)
 def test_refuses_a_wrong_input(filler: Any, value: Any) -> None:
     with pytest.raises(InvalidInput) as error:
         filler.encode_input(value)

@@ -61,9 +61,15 @@ CASES = {
         "minilm-encoder-decoder",
     ),
 }
+# The others stand on the same encoder and loop; they take half a minute.
+QUICK = {"text-classification", "image-classification", "text2text-generation"}
+
+each = pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in QUICK else pytest.mark.slow) for task in CASES]
+)
 
 
-@pytest.mark.parametrize("task", CASES)
+@each
 def test_a_resumed_run_equals_an_uninterrupted_one(
     run_task: RunTask, storage: LocalStorage, find_model: FindModel, task: str
 ) -> None:
@@ -96,7 +102,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     )
 
 
-@pytest.mark.parametrize("task", CASES)
+@each
 def test_what_is_saved_is_what_was_trained(
     run_task: RunTask, storage: LocalStorage, find_model: FindModel, task: str
 ) -> None:

@@ -286,6 +286,8 @@ def test_refuses_a_model_that_is_no_encoder_decoder(minilm: Path) -> None:
     ("value", "param"),
     [
         (3, "inputs"),
+        ("", "inputs"),
+        ({"text": " "}, "inputs.text"),
         ({"num_beams": 2}, "inputs"),
         ({"text": "one", "num_beams": 0}, "inputs.num_beams"),
         ({"text": "one", "num_beams": 9}, "inputs.num_beams"),

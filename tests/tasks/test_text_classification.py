@@ -218,14 +218,26 @@ def test_a_held_out_label_must_be_known(
     assert error.value.param == "validation_file"
 
 
-@pytest.mark.parametrize("value", [3, {"text_pair": "x"}, {"text": "x", "label": "y"}])
-def test_refuses_a_wrong_input(classifiers: dict[str, Any], value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        (3, "inputs"),
+        ({"text_pair": "x"}, "inputs"),
+        ({"text": "x", "label": "y"}, "inputs"),
+        (" ", "inputs"),
+        ({"text": ""}, "inputs.text"),
+        ({"text": "x", "text_pair": ""}, "inputs.text_pair"),
+    ],
+)
+def test_refuses_a_wrong_input(classifiers: dict[str, Any], value: Any, param: str) -> None:
     with pytest.raises(InvalidInput) as error:
         classifiers["single"].encode_input(value)
-    assert error.value.param == "inputs"
+    assert error.value.param == param
 
 
-@pytest.mark.parametrize("parameters", [{"top_k": "all"}, {"function_to_apply": "none"}])
+@pytest.mark.parametrize(
+    "parameters", [{"top_k": "all"}, {"top_k": 0}, {"top_k": -1}, {"function_to_apply": "none"}]
+)
 def test_refuses_a_wrong_parameter(classifiers: dict[str, Any], parameters: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as error:
         answered(classifiers["single"], "x", **parameters)

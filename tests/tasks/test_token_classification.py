@@ -266,9 +266,10 @@ def test_finds_entities_in_tweets(run_task: RunTask, storage: LocalStorage, mini
     assert validations(attempt, "entity_f1")[-1] >= 0.33
 
 
-def test_refuses_what_is_no_text(tagger: Any) -> None:
+@pytest.mark.parametrize("value", [{"text": "x"}, "", "\t"])
+def test_refuses_what_is_no_text(tagger: Any, value: Any) -> None:
     with pytest.raises(InvalidInput) as error:
-        tagger.encode_input({"text": "x"})
+        tagger.encode_input(value)
     assert error.value.param == "inputs"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.domain.job_spec import AdapterSpec, DatasetRef, Hyperparameters, JobSpec, LoraSpec
@@ -22,6 +23,7 @@ from worker.training.methods.supervised import Supervised
 from worker.training.records import DatasetBuilder, EncodedDataset
 from worker.training.run import run_job
 from worker.training.session import Session
+from worker.trunk.batch import SequenceRows, pack
 from worker.trunk.chat import EncodedRecord
 from worker.trunk.device import DeviceProfile
 from worker.trunk.lora import LoraAdapter, new_adapter
@@ -29,6 +31,7 @@ from worker.trunk.trunk import Trunk
 
 SUPERVISED = "worker.training.methods.supervised:Supervised"
 CPU = DeviceProfile("cpu", "float32", 1)
+HELDOUT = Path("examples/support-desk/heldout.jsonl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 SHORT_CHATS = [
@@ -191,6 +194,25 @@ def random_adapter(trunk: Trunk, spec: LoraSpec, seed: int) -> LoraAdapter:
 def random_sequences(*lengths: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(5, 40_000, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def logits_of(trunk: Trunk, *sequences: SequenceRows) -> list[Tensor]:
+    """Compute sequences in one batch, and return each one's logits, [tokens, vocab]."""
+    batch = pack(sequences)
+    logits = trunk.logits(trunk.hidden(batch))
+    return [logits[segment.start : segment.end] for segment in batch.segments]
+
+
+def heldout_ids(trunk: Trunk, count: int) -> list[int]:
+    """Return the first tokens of real chats."""
+    texts = [
+        message["content"]
+        for line in HELDOUT.read_text().splitlines()[:8]
+        for message in json.loads(line)["messages"]
+    ]
+    ids: list[int] = trunk.tokenizer("\n".join(texts)).input_ids[:count]
+    return ids
 
 
 def supervised_session(

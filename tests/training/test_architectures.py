@@ -1,5 +1,6 @@
 """Other architectures than the demo's: packed alike or refused, never computed wrongly."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,10 +11,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
 from tests.training.conftest import CPU, TOKENIZER_FILES, random_sequences
+from worker.serving.base import ServedBase
+from worker.serving.loop import LoopLimits
 from worker.trunk.batch import SequenceRows, pack
-from worker.trunk.trunk import load_trunk
+from worker.trunk.half import is_available
+from worker.trunk.loading import load_trunk
+from worker.trunk.quicker import use_half
 
 COMMON: dict[str, Any] = {
     "vocab_size": 40_000,
@@ -28,6 +34,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 WINDOW = 6
+HAVE_DECODER = ("llama", "qwen2", "qwen3", "mistral")
 
 Build = Callable[..., Path]
 
@@ -40,7 +47,8 @@ def build(base_model_dir: Path, tmp_path: Path) -> Build:
         torch.manual_seed(0)
         chosen = AutoConfig.for_model(model_type, **(COMMON | config))
         model: Any = AutoModelForCausalLM.from_config(chosen)  # type: ignore[no-untyped-call]
-        model.save_pretrained(tmp_path)
+        # As models are published.
+        model.to(torch.bfloat16).save_pretrained(tmp_path)
         for name in TOKENIZER_FILES:
             shutil.copyfile(base_model_dir / name, tmp_path / name)
         return tmp_path
@@ -48,6 +56,7 @@ def build(base_model_dir: Path, tmp_path: Path) -> Build:
     return write
 
 
+@pytest.mark.parametrize("bits", [32, 16])
 @pytest.mark.parametrize(
     ("model_type", "config"),
     [
@@ -63,10 +72,13 @@ def build(base_model_dir: Path, tmp_path: Path) -> Build:
     ],
 )
 def test_packed_and_cached_rows_equal_transformers_own(
-    build: Build, model_type: str, config: dict[str, Any]
+    build: Build, model_type: str, config: dict[str, Any], bits: int
 ) -> None:
     directory = build(model_type, **config)
     trunk = load_trunk(directory, CPU)
+    assert (trunk.decoder is not None) == (model_type in HAVE_DECODER)
+    if bits == 16:
+        assert use_half(trunk) == (model_type in HAVE_DECODER and is_available())
     reference: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     )
@@ -87,6 +99,52 @@ def test_packed_and_cached_rows_equal_transformers_own(
     torch.testing.assert_close(
         ends, torch.cat([rows[-2:] for rows in expected]), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "longest"),
+    [
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}, 8),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 4,
+                "long_factor": [3.0] * 4,
+            },
+            6,
+        ),
+        ("llama", {"rope_type": "linear", "factor": 2.0}, 100),
+    ],
+)
+def test_no_sequence_is_so_long_that_it_turns_its_mates_differently(
+    build: Build, model_type: str, kind: dict[str, Any], longest: int
+) -> None:
+    rope = {"rope_theta": 10_000.0, **kind}
+    directory = build(
+        model_type,
+        max_position_embeddings=8,
+        original_max_position_embeddings=6,
+        rope_parameters=rope,
+    )
+    trunk = load_trunk(directory, CPU)
+    files = InstalledBaseModel("base", "name", directory, "revision", 100)
+
+    async def served_context() -> int:
+        base = ServedBase(files, trunk, LoopLimits(), asyncio.get_running_loop())
+        base.close()
+        return base.context_length
+
+    def is_alike_beside(length: int) -> bool:
+        mate, ids = random_sequences(length, 4)
+        with torch.no_grad():
+            alone = trunk.hidden(pack([SequenceRows(ids)]))
+            mixed = trunk.hidden(pack([SequenceRows(mate), SequenceRows(ids)]))
+        return torch.allclose(mixed[length:], alone, atol=1e-5)
+
+    assert asyncio.run(served_context()) == longest
+    assert is_alike_beside(longest)
+    assert is_alike_beside(longest + 1) == (kind["rope_type"] == "linear")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tests.training.conftest import (
 from worker.training.manifest import BaseModelRef
 from worker.training.step import trunk_step
 from worker.trunk.batch import SequenceRows, pack
-from worker.trunk.lora import LoraAdapter
+from worker.trunk.lora import LoraAdapter, LoraPair
 from worker.trunk.peft_format import load_adapter, save_adapter
 from worker.trunk.trunk import Trunk
 
@@ -209,3 +209,17 @@ def test_an_adapter_of_another_base_model_is_refused(trunk: Trunk, tiny_trunk: T
         trunk.attach("foreign", foreign)
 
     assert trunk.adapters == ()
+
+
+def test_nothing_is_left_of_an_adapter_that_the_device_does_not_take(tiny_trunk: Trunk) -> None:
+    adapter = random_adapter(tiny_trunk, LoraSpec(r=2, alpha=4), seed=0)
+    last, pair = list(adapter.weights.items())[-1]
+    # Cannot be copied to any device.
+    adapter.weights[last] = LoraPair(pair.a, pair.b.to("meta"))
+
+    with pytest.raises(NotImplementedError):
+        tiny_trunk.attach("half", adapter)
+
+    assert tiny_trunk.adapters == ()
+    tiny_trunk.attach("half", random_adapter(tiny_trunk, LoraSpec(r=2, alpha=4), seed=0))
+    tiny_trunk.detach("half")

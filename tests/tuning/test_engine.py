@@ -1,6 +1,8 @@
 """The engine with kinds of adapter beside LoRA, on the real base model, against plain `peft`."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.base_models import InstalledBaseModel
-from app.domain.errors import NotFound
+from app.domain.errors import NotFound, Unavailable
 from app.domain.job_spec import AdapterSpec
 from tests.training.conftest import CPU
+from worker.generation.request import GenerationRequest
 from worker.serving.app import create_app
+from worker.serving.base import ServedBase
 from worker.serving.engine import Engine
 from worker.serving.settings import EngineSettings
-from worker.trunk.trunk import Trunk, load_trunk
+from worker.serving.trunk_loading import trunk_loader
 from worker.tuning import named_weights
 from worker.tuning.peft_config import Surroundings
 from worker.tuning.peft_tuning import PeftTuning
@@ -83,11 +87,12 @@ def run(scenario: Scenario, base_model_dir: Path, adapter_root: Path, **settings
             raise NotFound(f"no model {name!r}", param="model", code="model_not_found")
         return base
 
-    def load(directory: Path) -> Trunk:
-        return load_trunk(directory, CPU)
-
     async def drive() -> None:
-        app = create_app(EngineSettings(adapter_root=adapter_root, **settings), find_base, load)
+        app = create_app(
+            EngineSettings(adapter_root=adapter_root, **settings),
+            find_base,
+            trunk_loader("native", CPU),
+        )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -142,7 +147,48 @@ def test_few_models_have_weights_of_their_own(
 
         await engine.load_adapter("alone", "alone")
         await engine.load_adapter("other", "alone")
-        assert [model.name for model in engine.models()] == ["smollm2", "other"]
+        assert set(engine.stats()["bases"]) == {"smollm2", "other"}
         assert await ask(client, "other") == expected["alone"]
+        # What had to make room comes back by itself.
+        assert await ask(client, "alone") == expected["alone"]
+        assert set(engine.stats()["bases"]) == {"smollm2", "alone"}
 
     run(scenario, base_model_dir, adapter_root, max_own_models=1)
+
+
+def test_a_model_that_a_request_is_about_to_ask_makes_no_room(
+    base_model_dir: Path, adapter_root: Path
+) -> None:
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        await engine.load_adapter("alone", "alone")
+        with engine.visit() as visit:
+            model = await visit.resolve("alone")
+            with pytest.raises(Unavailable):
+                await engine.load_adapter("other", "alone")
+            assert await model.base.encode_text(PROMPT)
+        await engine.load_adapter("other", "alone")
+
+    run(scenario, base_model_dir, adapter_root, max_own_models=1)
+
+
+def test_what_was_unloaded_tells_so_and_leaves_no_weights_behind(
+    base_model_dir: Path, adapter_root: Path
+) -> None:
+    async def ask_while_it_leaves(engine: Engine) -> weakref.ref[ServedBase]:
+        with engine.visit() as visit:
+            base = (await visit.resolve("alone")).base
+            engine.unload_adapter("alone")
+            prompt_ids = tuple(await base.encode_text(PROMPT))
+            with pytest.raises(NotFound):
+                base.loop.submit([GenerationRequest(prompt_ids, 1)])
+            return weakref.ref(base)
+
+    async def scenario(client: httpx.AsyncClient, engine: Engine) -> None:
+        await engine.load_adapter("alone", "alone")
+        left = await ask_while_it_leaves(engine)
+        async with asyncio.timeout(20):
+            while left() is not None:
+                await asyncio.sleep(0.05)
+                gc.collect()
+
+    run(scenario, base_model_dir, adapter_root)

@@ -19,6 +19,7 @@ from tests.tasks.conftest import FindModel, encoded, make_task
 from tests.training.conftest import job_spec
 from tests.tuning.conftest import ROWS, Row, trained_steps
 from tests.tuning.samples import SAMPLES
+from tests.tuning.short_whisper import shortened
 from worker.tasks import LossOptions
 from worker.tuning import Tuning
 from worker.tuning.loading import load_tuned
@@ -45,6 +46,21 @@ def cells() -> Iterator[Any]:
                 continue
             marks = () if task == QUICK else (pytest.mark.slow,)
             yield pytest.param(task, row, id=f"{task}-{row}", marks=marks)
+
+
+@pytest.fixture(scope="session")
+def find_base(find_model: FindModel, tmp_path_factory: pytest.TempPathFactory) -> FindModel:
+    """Return the directory of a sample's model."""
+    short: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name != "whisper-base":
+            return find_model(name)
+        if name not in short:
+            short[name] = shortened(find_model(name), tmp_path_factory.mktemp("whisper"))
+        return short[name]
+
+    return find
 
 
 class Case:
@@ -76,9 +92,9 @@ class Case:
 
 @pytest.mark.parametrize(("name", "row"), list(cells()))
 def test_trained_saved_and_loaded(
-    find_model: FindModel, tmp_path: Path, name: str, row: Row
+    find_base: FindModel, tmp_path: Path, name: str, row: Row
 ) -> None:
-    directory = find_model(SAMPLES[name].model)
+    directory = find_base(SAMPLES[name].model)
     case = Case(name, directory)
     untuned = case.judge(case.task.model)
     tuning = case.tune(row.adapter, name)

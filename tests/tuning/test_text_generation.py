@@ -19,8 +19,9 @@ from worker.serving.served_adapters import read_mixed
 from worker.training.losses.cross_entropy import chunked_cross_entropy
 from worker.training.manifest import BaseModelRef
 from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.loading import load_trunk
 from worker.trunk.prompt import PromptAdapter
-from worker.trunk.trunk import Trunk, load_trunk
+from worker.trunk.trunk import Trunk
 from worker.tuning.merging import merge_into
 from worker.tuning.packed import TunedBase, tune_trunk
 

@@ -3,7 +3,6 @@
 import io
 from collections import Counter
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
@@ -53,7 +52,6 @@ def test_the_service_accepts_it_and_it_is_always_the_same(name: str, kind: str) 
     assert getattr(datasets, name)(20) == records[:20]
 
 
-@pytest.mark.skipif(which(datasets.VOICE) is None, reason=f"needs {datasets.VOICE}")
 def test_the_service_accepts_what_is_spoken() -> None:
     records = datasets.spoken(2)
     check(records, "transcribed_audio")

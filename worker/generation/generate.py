@@ -63,7 +63,8 @@ def generate(
     for place, request in enumerate(requests):
         prompt = shared.get((request.adapter, request.prompt_ids))
         cache = trunk.new_cache() if prompt is None else prompt.copy()
-        sequences.append(SequenceState(request, place, place, cache, vocabulary, cache.length))
+        sequences.append(SequenceState(request, place, place, vocabulary))
+        sequences[-1].open(cache, cache.length)
     waiting, running = deque(sequences), list[SequenceState[int]]()
     while waiting or running:
         before_step()

@@ -20,6 +20,7 @@ class GenerationRequest:
         stop: strings that end the text and are not part of it.
         has_prompt_logprobs: the first piece then carries the prompt's tokens with their
             log-probabilities, and `sampling.top_logprobs` alternatives each.
+        shown_special_ids: special tokens that are part of the text, which others are not.
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,6 +29,7 @@ class GenerationRequest:
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
     stop: tuple[str, ...] = ()
     has_prompt_logprobs: bool = False
+    shown_special_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Piece:
         completion_tokens: tokens generated up to here, those without text included.
         finish_reason: set on the last piece of a sequence alone.
         prompt_tokens: the scored prompt, if it was asked for, on the first piece.
+        cached_tokens: how many of the prompt's tokens did not have to be computed. Of several
+            choices of one prompt only the first tells.
     """
 
     index: int
@@ -49,6 +53,7 @@ class Piece:
     completion_tokens: int
     finish_reason: FinishReason | None = None
     prompt_tokens: tuple[SampledToken, ...] = ()
+    cached_tokens: int = 0
 
 
 class GenerationFailed(DomainError):

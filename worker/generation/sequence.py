@@ -1,4 +1,9 @@
-"""One sequence while it is generated: its prompt, cache, random generator and text."""
+"""One sequence while it is generated: its prompt, cache, random generator and text.
+
+A sequence can lose its cache between two steps and get another one later. What it has generated
+goes through the model again then, as part of its prompt; its random generator and its text stay as
+they are, so its answer is the same.
+"""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -32,14 +37,16 @@ class Share(Generic[Owner]):
 
 
 class SequenceState(Generic[Owner]):
-    """The state of one sequence between steps. One thread advances it.
+    """The state of one sequence between steps. One thread advances it, once it is open.
 
     Attributes:
         owner: whom its pieces are for.
         sampled_ids: tokens sampled so far, the one that ends the answer included.
+        cached_tokens: how many tokens of its prompt others had computed when it was first opened.
 
     Args:
-        cached: how many of the prompt's tokens the cache holds already, all but one at most.
+        index: which of the submitted requests this is; its pieces carry it.
+        tells_cached: whether its pieces carry `cached_tokens`, too. One of several choices does.
     """
 
     def __init__(
@@ -47,20 +54,24 @@ class SequenceState(Generic[Owner]):
         request: GenerationRequest,
         index: int,
         owner: Owner,
-        cache: SequenceCache,
         vocabulary: Vocabulary,
-        cached: int = 0,
+        *,
+        tells_cached: bool = True,
     ) -> None:
         self.request = request
         self.owner = owner
         self.sampled_ids: list[int] = []
+        self.cached_tokens: int | None = None
         self._index = index
-        self._cache = cache
+        self._tells_cached = tells_cached
+        self._cache: SequenceCache | None = None
+        # Tokens at the cache's beginning that are no tokens of this sequence: a learnt prompt.
+        self._virtual_tokens = 0
         self._end_token_ids = vocabulary.end_token_ids
         self._sampler = Sampler(request.sampling)
-        self._stream = TextStream(vocabulary, request.stop)
+        self._stream = TextStream(vocabulary, request.stop, request.shown_special_ids)
         # Tokens that the cache does not hold yet: the prompt at first, then the latest token.
-        self._pending = request.prompt_ids[cached:]
+        self._pending = request.prompt_ids
         self._prompt_tokens: list[SampledToken] = []
 
     @property
@@ -68,9 +79,61 @@ class SequenceState(Generic[Owner]):
         return len(self.sampled_ids)
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt and what was sampled so far."""
+        return (*self.request.prompt_ids, *self.sampled_ids)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a cache, and so can take part in a step."""
+        return self._cache is not None
+
+    @property
+    def held_tokens(self) -> int:
+        """How many of `token_ids` the cache holds."""
+        return self._open_cache.length - self._virtual_tokens
+
+    @property
+    def room(self) -> int:
+        """How many tokens the cache was made for, a learnt prompt included."""
+        return self._open_cache.capacity
+
+    @property
+    def unread_tokens(self) -> int:
+        """How many of `token_ids` have yet to go through the model."""
+        return len(self._pending)
+
+    @property
     def is_in_prompt(self) -> bool:
-        """Whether part of the prompt has not been through the model yet."""
-        return not self.sampled_ids
+        """Whether tokens before the latest have to go through the model, for whatever reason."""
+        return not self.sampled_ids or len(self._pending) > 1
+
+    def open(self, cache: SequenceCache, held: int) -> None:
+        """Take a cache that holds the first `held` of `token_ids`, all but one at most.
+
+        More tokens than that at its beginning are a learnt prompt.
+        """
+        self._cache = cache
+        self._virtual_tokens = cache.length - held
+        self._pending = self.token_ids[held:]
+        if self.cached_tokens is None:
+            self.cached_tokens = held
+        if not self.sampled_ids:
+            # What was scored of a prompt is scored again.
+            self._prompt_tokens = []
+
+    def close(self) -> SequenceCache:
+        """Give up the cache and return it; the sequence goes on once it is opened again."""
+        cache, self._cache = self._open_cache, None
+        return cache
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in the cache, a learnt prompt included."""
+        self._cache = self._open_cache.copy(capacity)
+
+    def copied_cache(self, held: int, capacity: int) -> SequenceCache:
+        """Return a copy of the cache with its first `held` tokens alone, and a learnt prompt."""
+        return self._open_cache.copy(capacity, self._virtual_tokens + held)
 
     def share(self, budget: int) -> Share[Owner]:
         """Return the next `budget` tokens at most."""
@@ -79,12 +142,13 @@ class SequenceState(Generic[Owner]):
             wanted = len(token_ids)
         else:
             wanted = 1 if len(token_ids) == len(self._pending) else 0
-        rows = SequenceRows(token_ids, self.request.adapter, self._cache)
-        return Share(self, rows, self._cache.length, wanted)
+        cache = self._open_cache
+        rows = SequenceRows(token_ids, self.request.adapter, cache)
+        return Share(self, rows, cache.length, wanted)
 
     def rewind(self, share: Share[Owner]) -> None:
         """Forget what a step that failed has put into the cache."""
-        self._cache.truncate(share.start)
+        self._open_cache.truncate(share.start)
 
     def advance(self, share: Share[Owner], logits: Tensor) -> Piece | None:
         """Take in what a step computed and return the text that it makes certain, if any.
@@ -106,8 +170,13 @@ class SequenceState(Generic[Owner]):
         return self._append(self._sampler.sample(logits[-1]))
 
     @property
+    def _open_cache(self) -> SequenceCache:
+        assert self._cache is not None, "the sequence is not open"
+        return self._cache
+
+    @property
     def _is_scored(self) -> bool:
-        return self.request.has_prompt_logprobs and self.is_in_prompt
+        return self.request.has_prompt_logprobs and not self.sampled_ids
 
     def _score_prompt(self, share: Share[Owner], logits: Tensor) -> None:
         """Score the prompt tokens that follow this step's rows; nothing predicts the first."""
@@ -147,4 +216,5 @@ class SequenceState(Generic[Owner]):
             completion_tokens=self.generated_tokens,
             finish_reason=finish_reason,
             prompt_tokens=prompt_tokens,
+            cached_tokens=self.cached_tokens or 0 if self._tells_cached else 0,
         )

@@ -2,7 +2,7 @@
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from worker.generation.sampling import SampledToken
@@ -28,11 +28,20 @@ class TextStream:
     Held back are the bytes of a character that is not complete and text that a stop string may
     begin with. Tokens leave together with the text that they begin in, so that the tokens
     reported of a stopped answer are those of the text that is shown.
+
+    Args:
+        shown_special_ids: special tokens that are part of the text.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stop: Sequence[str] = (),
+        shown_special_ids: Set[int] = frozenset(),
+    ) -> None:
         self._vocabulary = vocabulary
         self._stop = tuple(stop)
+        self._shown_special_ids = shown_special_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
         self._shown_length = 0
@@ -41,7 +50,7 @@ class TextStream:
     def push(self, token: SampledToken) -> ShownText:
         """Add a token and return what it makes certain."""
         self._waiting.append((self._shown_length + len(self._held), token))
-        self._held += self._decoder.decode(self._vocabulary.text_bytes_of(token.token_id))
+        self._held += self._decoder.decode(self._bytes_of(token.token_id))
         return self._release()
 
     def finish(self) -> ShownText:
@@ -52,6 +61,11 @@ class TextStream:
             return shown
         rest = tuple(token for _, token in self._waiting)
         return ShownText(shown.text + self._held, shown.tokens + rest)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if token_id in self._shown_special_ids:
+            return self._vocabulary.bytes_of(token_id)
+        return self._vocabulary.text_bytes_of(token_id)
 
     def _release(self) -> ShownText:
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]

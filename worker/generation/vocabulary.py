@@ -51,6 +51,14 @@ class Vocabulary:
         added = self._added.get(token_id)
         return b"" if added is not None and added.special else self.bytes_of(token_id)
 
+    def special_ids_in(self, text: str) -> dict[str, int]:
+        """Return the special tokens that a text holds, by their text."""
+        return {
+            token.content: token_id
+            for token_id, token in self._added.items()
+            if token.special and token.content in text
+        }
+
     def text_of(self, token_id: int) -> str:
         """Return a token as a string, with `\\xf0` for each byte of a split character."""
         return self.bytes_of(token_id).decode("utf-8", errors="backslashreplace")

@@ -6,8 +6,7 @@ it is checked before the first answer, because an adapter under another tokenize
 answers fluently and wrongly.
 """
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,11 +16,15 @@ import msgspec
 from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
 from app.domain.tasks import TEXT_GENERATION
+from worker.serving.digests import sha256_of
 from worker.task_file import TASK_NAME, TaskFile
 from worker.trunk.listing import LISTING_NAME, Damaged, verify_listing
 from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME
 
 T = TypeVar("T")
+
+# Returns the SHA-256 of a file.
+DigestOf = Callable[[Path], str]
 
 MANIFEST_NAME = "manifest.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -81,46 +84,55 @@ def locate_adapter(root: Path, path: str) -> Path:
     return directory
 
 
-def task_of(directory: Path) -> str:
-    """Return the task that an adapter says to be for; whether it is right is yet to be checked."""
+def purpose_of(directory: Path) -> tuple[str, str | None]:
+    """Return the task that an adapter says to be for, and the id of its base model.
+
+    Whether it is right is yet to be checked. None where no manifest says it.
+    """
     try:
         manifest = (directory / MANIFEST_NAME).read_bytes()
-        return msgspec.json.decode(manifest, type=_Purpose).task
+        purpose = msgspec.json.decode(manifest, type=_Purpose)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return TEXT_GENERATION
+        return TEXT_GENERATION, None
+    return purpose.task, purpose.base_model.id if purpose.base_model is not None else None
 
 
-def inspect_adapter(directory: Path) -> AdapterFiles:
+def inspect_adapter(directory: Path, digest_of: DigestOf = sha256_of) -> AdapterFiles:
     """Check an adapter's files against its checkpoint's listing and its manifest.
+
+    Args:
+        digest_of: one that remembers saves reading a file twice.
 
     Raises:
         InvalidInput: a file is missing, damaged or not listed, or the manifest cannot be read.
     """
-    _check_listing(directory)
+    _check_listing(directory, digest_of)
     if not (directory / MANIFEST_NAME).exists():
         return AdapterFiles(
             base_name=_configured_base(directory),
             manifest=None,
             chat_template=None,
-            digest=_sha256(directory / WEIGHTS_NAME),
+            digest=digest_of(directory / WEIGHTS_NAME),
         )
     manifest = _read_json(directory / MANIFEST_NAME, Manifest)
     if manifest.tokenizer_sha256 is not None:
-        _check_file(directory / TOKENIZER_NAME, manifest.tokenizer_sha256)
+        _check_file(directory / TOKENIZER_NAME, manifest.tokenizer_sha256, digest_of)
     template = None
     if manifest.chat_template_sha256 is not None:
-        _check_file(directory / TEMPLATE_NAME, manifest.chat_template_sha256)
+        _check_file(directory / TEMPLATE_NAME, manifest.chat_template_sha256, digest_of)
         template = (directory / TEMPLATE_NAME).read_bytes().decode()
     return AdapterFiles(
         base_name=manifest.base_model.id,
         manifest=manifest,
         chat_template=template,
-        digest=_sha256(directory / MANIFEST_NAME),
+        digest=digest_of(directory / MANIFEST_NAME),
         task_file=None if manifest.task == TEXT_GENERATION else _task_file(directory, manifest),
     )
 
 
-def check_fits(adapter: AdapterFiles, base: InstalledBaseModel) -> None:
+def check_fits(
+    adapter: AdapterFiles, base: InstalledBaseModel, digest_of: DigestOf = sha256_of
+) -> None:
     """Compare what an adapter was trained with and what it would be served with.
 
     Raises:
@@ -136,7 +148,7 @@ def check_fits(adapter: AdapterFiles, base: InstalledBaseModel) -> None:
     if manifest.base_model.revision != base.revision:
         raise _mismatch("base model's revision", manifest.base_model.revision, base.revision)
     path = base.directory / TOKENIZER_NAME
-    tokenizer = _sha256(path) if path.exists() else None
+    tokenizer = digest_of(path) if path.exists() else None
     if manifest.tokenizer_sha256 != tokenizer:
         raise _mismatch("tokenizer", manifest.tokenizer_sha256, tokenizer)
 
@@ -145,6 +157,7 @@ class _Purpose(msgspec.Struct):
     """The part of a manifest that says how to read the rest of its directory."""
 
     task: str = TEXT_GENERATION
+    base_model: BaseIdentity | None = None
 
 
 def _task_file(directory: Path, manifest: Manifest) -> TaskFile:
@@ -154,11 +167,11 @@ def _task_file(directory: Path, manifest: Manifest) -> TaskFile:
     return task_file
 
 
-def _check_listing(directory: Path) -> None:
+def _check_listing(directory: Path, digest_of: DigestOf) -> None:
     if _is_foreign(directory):
         return
     try:
-        verify_listing(directory.parent, part=directory.name)
+        verify_listing(directory.parent, directory.name, digest_of)
     except Damaged as error:
         raise _damaged(str(error)) from error
 
@@ -177,16 +190,11 @@ def _configured_base(directory: Path) -> str:
     return name
 
 
-def _check_file(path: Path, sha256: str) -> None:
+def _check_file(path: Path, sha256: str, digest_of: DigestOf) -> None:
     if not path.is_file():
         raise _damaged(f"{path.name} is missing")
-    if _sha256(path) != sha256:
+    if digest_of(path) != sha256:
         raise _damaged(f"{path.name} is not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path, kind: type[T]) -> T:

@@ -37,62 +37,8 @@ class Wording(Protocol):
     def whole_choice(self, piece: Piece) -> dict[str, Any]:
         """Return one choice that is complete."""
 
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        """Return a part of one choice."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatWording:
-    """`chat.completion` and `chat.completion.chunk`."""
-
-    vocabulary: Vocabulary
-    choices: int
-    has_logprobs: bool
-    whole_object: str = "chat.completion"
-    chunk_object: str = "chat.completion.chunk"
-
-    def opening(self) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        return [
-            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-            for index in range(self.choices)
-        ]
-
-    def whole_choice(self, piece: Piece) -> dict[str, Any]:
-        return {
-            "index": piece.index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
-            "logprobs": self._logprobs(piece.tokens),
-            "finish_reason": piece.finish_reason,
-        }
-
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        is_end = piece.finish_reason is not None
-        return {
-            "index": piece.index,
-            "delta": {} if is_end else {"content": piece.text},
-            "logprobs": None if is_end else self._logprobs(piece.tokens),
-            "finish_reason": piece.finish_reason,
-        }
-
-    def _logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
-        if not self.has_logprobs:
-            return None
-        content = [
-            {
-                **self._scored(token.token_id, token.logprob),
-                "top_logprobs": [self._scored(*alternative) for alternative in token.top],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
-
-    def _scored(self, token_id: int, logprob: float | None) -> dict[str, Any]:
-        return {
-            "token": self.vocabulary.text_of(token_id),
-            "bytes": list(self.vocabulary.bytes_of(token_id)),
-            "logprob": logprob,
-        }
+    def chunk_choices(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the parts of one choice that a piece makes, each of which is a chunk."""
 
 
 class CompletionWording:
@@ -123,8 +69,8 @@ class CompletionWording:
             "finish_reason": piece.finish_reason,
         }
 
-    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        return self.whole_choice(piece)
+    def chunk_choices(self, piece: Piece) -> list[dict[str, Any]]:
+        return [self.whole_choice(part) for part in stream_parts(piece)]
 
     def _logprobs(self, piece: Piece, echo_length: int) -> dict[str, Any] | None:
         """Return the parallel lists of this endpoint; `text_offset` counts from the echo."""
@@ -174,13 +120,14 @@ def chunk(
     return {**_common(heading, wording.chunk_object), "choices": choices, **more}
 
 
-def usage(prompt_tokens: int, pieces: Sequence[Piece]) -> dict[str, int]:
+def usage(prompt_tokens: int, pieces: Sequence[Piece]) -> dict[str, Any]:
     """Count tokens from the last piece of each choice; the one that ends an answer counts."""
     completion_tokens = sum(piece.completion_tokens for piece in pieces)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(piece.cached_tokens for piece in pieces)},
     }
 
 

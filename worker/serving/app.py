@@ -9,13 +9,14 @@
 | `POST /v1/predictions` | by models of tasks beside text generation |
 | `POST /v1/explanations` | what tokens add to the scores of text classification |
 | `POST /v1/embeddings` | OpenAI's, by models of feature extraction and base encoders |
+| `POST /v1/score` | vLLM's, by models of text classification and of embeddings |
 | `POST /v1/load_lora_adapter` | puts an adapter into service, or any other tuned model |
 | `POST /v1/unload_lora_adapter` | takes it out of service |
 | `GET /v1/engine/stats` | what the loops are doing |
 
 `tools` go into the prompt if the chat template supports them; `tool_choice` "none" leaves them
-out. What a model then writes is returned as text in its template's own form: it is not parsed
-into `tool_calls`.
+out. Calls that a model then writes come back as `tool_calls`, if its template shows one of the
+formats of `tool_formats`; else as the text that they are, and none can be enforced.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,9 +32,12 @@ from starlette.routing import Route
 
 from app.disconnect import unless_disconnected
 from app.domain.errors import DomainError, EngineUnavailable, TooLarge
-from worker.serving.answers import chunk, collect, stream_parts, usage, whole
+from app.inference import Caller
+from worker.serving.answers import chunk, collect, usage, whole
 from worker.serving.bearer import BearerAuthentication
-from worker.serving.engine import Engine, FindBase, LoadTrunk, ServedModel
+from worker.serving.body import parse
+from worker.serving.callers import caller_of
+from worker.serving.engine import Engine, Visit
 from worker.serving.errors import (
     answer_domain_error,
     answer_http_error,
@@ -48,10 +52,14 @@ from worker.serving.responses import (
     event,
     json_response,
 )
+from worker.serving.scores import score
+from worker.serving.served_bases import FindBase
+from worker.serving.served_model import ServedModel
 from worker.serving.settings import EngineSettings
 from worker.serving.submission import Submission, submit_chat, submit_completion
 from worker.serving.task_models import ServedTaskModel
-from worker.serving.wire import AdapterLoad, AdapterUnload, parse
+from worker.serving.trunk_loading import LoadTrunk
+from worker.serving.wire import AdapterLoad, AdapterUnload
 from worker.trunk.device import DeviceProfile
 
 # The de-facto status for "the client closed the request", which no one is there to read.
@@ -94,6 +102,7 @@ def create_app(
             Route("/v1/completions", _completions, methods=["POST"]),
             Route("/v1/predictions", _predictions, methods=["POST"]),
             Route("/v1/embeddings", _embeddings, methods=["POST"]),
+            Route("/v1/score", _scores, methods=["POST"]),
             Route("/v1/explanations", _explanations, methods=["POST"]),
             Route("/v1/load_lora_adapter", _load_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", _unload_adapter, methods=["POST"]),
@@ -129,7 +138,9 @@ async def _stats(request: Request) -> Response:
 async def _load_adapter(request: Request) -> Response:
     asked = parse(AdapterLoad, await _body(request))
     members = [(member.lora_path, member.weight) for member in asked.lora_members]
-    await _engine(request).load_adapter(asked.lora_name, asked.lora_path, members)
+    await _engine(request).load_adapter(
+        asked.lora_name, asked.lora_path, members, is_prefetch=asked.prefetch
+    )
     return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
 
@@ -149,23 +160,38 @@ async def _completions(request: Request) -> Response:
 
 async def _predictions(request: Request) -> Response:
     body = await _body(request, request.app.state.max_prediction_bytes)
-    return json_response(await unless_disconnected(request, predict(_engine(request), body)))
+    return json_response(
+        await unless_disconnected(request, predict(_engine(request), body, caller_of(request)))
+    )
 
 
 async def _embeddings(request: Request) -> Response:
     body = await _body(request)
-    return json_response(await unless_disconnected(request, embed(_engine(request), body)))
+    return json_response(
+        await unless_disconnected(request, embed(_engine(request), body, caller_of(request)))
+    )
+
+
+async def _scores(request: Request) -> Response:
+    body = await _body(request)
+    return json_response(
+        await unless_disconnected(request, score(_engine(request), body, caller_of(request)))
+    )
 
 
 async def _explanations(request: Request) -> Response:
     body = await _body(request)
-    return json_response(await unless_disconnected(request, explain(_engine(request), body)))
+    return json_response(
+        await unless_disconnected(request, explain(_engine(request), body, caller_of(request)))
+    )
 
 
 async def _answer(
-    request: Request, submit: Callable[[Engine, bytes], Awaitable[Submission]]
+    request: Request, submit: Callable[[Visit, bytes, Caller], Awaitable[Submission]]
 ) -> Response:
-    submission = await submit(_engine(request), await _body(request))
+    body = await _body(request)
+    with _engine(request).visit() as visit:
+        submission = await submit(visit, body, caller_of(request))
     cancel = submission.generation.cancel
     if submission.is_stream:
         return EventStream(_events(submission), on_end=cancel)
@@ -182,13 +208,15 @@ async def _events(submission: Submission) -> AsyncIterator[bytes]:
     heading, wording = submission.heading, submission.wording
     # Once usage is asked for, every chunk has the field, and the last one its value.
     more: dict[str, Any] = {"usage": None} if submission.has_stream_usage else {}
-    for choice in wording.opening():
-        yield event(chunk(heading, wording, [choice], **more))
+    # An answer begins with its first token: until then, whoever asked can still ask elsewhere.
+    opening = [chunk(heading, wording, [choice], **more) for choice in wording.opening()]
     ends = []
     try:
         async for piece in submission.generation:
-            for part in stream_parts(piece):
-                yield event(chunk(heading, wording, [wording.chunk_choice(part)], **more))
+            while opening:
+                yield event(opening.pop(0))
+            for choice in wording.chunk_choices(piece):
+                yield event(chunk(heading, wording, [choice], **more))
             if piece.finish_reason is not None:
                 ends.append(piece)
     except DomainError as error:
@@ -217,8 +245,8 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "tunesmith",
         "root": str(model.directory),
-        "parent": model.base.files.id if model.slot is not None or model.is_alone else None,
-        "max_model_len": model.base.files.context_length,
+        "parent": model.base.files.id if model.name != model.base.files.id else None,
+        "max_model_len": model.base.context_length,
     }
 
 

@@ -14,7 +14,7 @@ from captum.attr import LayerIntegratedGradients
 from torch import Tensor, nn
 
 from app.domain.errors import InvalidInput
-from worker.serving.prediction_loop import TaskModel
+from worker.serving.prediction_request import TaskModel
 from worker.tasks import Example
 from worker.tasks.requests import text_and_pair
 from worker.tasks.text_classification import TextClassification

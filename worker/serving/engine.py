@@ -1,67 +1,44 @@
 """The engine: which base models and adapters are in service, and under which names."""
 
 import asyncio
-import hashlib
-import itertools
-import logging
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from app.base_models import InstalledBaseModel
-from app.domain.errors import InvalidInput, NotFound, Unavailable
-from app.domain.registry import resolve
-from app.domain.task_routes import CHAT, EMBEDDINGS, refuse_other_route, refuse_route_of_base
+from app.domain.errors import InvalidInput
+from app.domain.task_routes import CHAT, EMBEDDINGS, refuse_other_route
 from app.domain.tasks import TEXT_GENERATION
-from worker.serving.adapters import (
-    AdapterFiles,
-    check_fits,
-    inspect_adapter,
-    locate_adapter,
-    task_of,
-)
+from worker.serving.adapter_reading import AdapterSource
+from worker.serving.adapters import locate_adapter, purpose_of
 from worker.serving.base import ServedBase
+from worker.serving.digests import Digests
 from worker.serving.loop import LoopLimits
-from worker.serving.served_adapters import read_mixed
+from worker.serving.own_models import OwnModels
+from worker.serving.served_bases import FindBase, ServedBases
+from worker.serving.served_model import ServedModel
 from worker.serving.settings import EngineSettings
 from worker.serving.task_models import ServedTaskModel, TaskModels
+from worker.serving.text_adapters import TextAdapters
+from worker.serving.trunk_loading import LoadTrunk
 from worker.trunk.device import DeviceProfile
-from worker.trunk.lora import LoraAdapter
-from worker.trunk.lora_mean import weighted_mean
-from worker.trunk.trunk import Trunk
 
-_MERGE = "worker.tuning.merging:merge_into"
-
-logger = logging.getLogger(__name__)
-
-FindBase = Callable[[str], InstalledBaseModel]
-LoadTrunk = Callable[[Path], Trunk]
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What a model name stands for. It never changes: another version has another name.
-
-    Attributes:
-        directory: where its weights were read from.
-        fingerprint: differs wherever answers could.
-        slot: the adapter's name in the loop of `base`; None is the base model itself, or
-            tuned weights that no one else uses.
-        is_alone: `base` has been tuned and serves this model only.
-        chat_template: the adapter's own; None is the base model's.
-    """
-
-    name: str
-    base: ServedBase
-    directory: Path
-    fingerprint: str
-    slot: str | None = None
-    chat_template: str | None = None
-    is_alone: bool = False
-    created: int = field(default_factory=lambda: int(time.time()))
+# Of a loop's stats, what is told of all loops together.
+_SUMMED = (
+    "running",
+    "waiting",
+    "steps",
+    "generated_tokens",
+    "cancelled",
+    "refused",
+    "timed_out",
+    "preempted",
+    "kv_tokens",
+    "kv_reserved_tokens",
+    "kv_stored_tokens",
+    "prefix_hits",
+    "reused_tokens",
+)
 
 
 class Engine:
@@ -84,14 +61,11 @@ class Engine:
     ) -> None:
         self._settings = settings
         self._find_base = find_base
-        self._load_trunk = load_trunk
-        self._bases: dict[str, ServedModel] = {}  # By id and by every other name asked for.
-        self._adapters: OrderedDict[str, ServedModel] = OrderedDict()  # Last used, last in order.
-        self._base_loading = asyncio.Lock()
-        self._adapter_loading = asyncio.Lock()
-        self._retired: list[ServedBase] = []
-        self._slot_numbers = itertools.count(1)
-        self.tasks = TaskModels(settings, find_base, profile)
+        digests = Digests()
+        self._bases = ServedBases(find_base, load_trunk, _limits(settings))
+        self._own = OwnModels(self._bases, load_trunk, settings.max_own_models)
+        self._adapters = TextAdapters(settings, self._bases, self._own, digests)
+        self.tasks = TaskModels(settings, find_base, profile, digests)
 
     @property
     def is_healthy(self) -> bool:
@@ -100,19 +74,27 @@ class Engine:
             base.loop.is_alive for base in self._loops().values()
         )
 
+    @contextmanager
+    def visit(self) -> Iterator["Visit"]:
+        """Let adapters that one request resolves stay where they are until the block ends."""
+        names: list[str] = []
+        with self._adapters.keeping(names):
+            yield Visit(self, self._adapters, names)
+
     async def resolve(self, name: str) -> ServedModel:
-        """Return the model of text generation that a name stands for, loading base models.
+        """Return the model of text generation that a name stands for, loading it if need be.
 
         Raises:
-            NotFound: there is no such base model, and no such adapter is loaded.
+            NotFound: there is no such base model, and no such adapter is known.
             InvalidInput: the model is for another task, or its files cannot be used.
+            TooManyRequests: too many wait for a slot.
+            Unavailable: every place is taken by an adapter in use.
         """
-        if name in self._adapters:
-            self._adapters.move_to_end(name)
-            return self._adapters[name]
+        if self._adapters.find(name) is not None:
+            return await self._adapters.serve(name)
         if (other := self.tasks.find(name)) is not None:
             refuse_other_route(name, other.task, CHAT)
-        return await self.load_base(name)
+        return await self._bases.load(name)
 
     async def resolve_task(self, name: str, route: str) -> ServedTaskModel:
         """Return the model of another task that a name stands for, loading base models.
@@ -121,7 +103,7 @@ class Engine:
             NotFound: there is no such base model, and no such tuned model is loaded.
             InvalidInput: another route answers with this model; the message says which.
         """
-        if name in self._adapters:
+        if self._adapters.find(name) is not None:
             refuse_other_route(name, TEXT_GENERATION, route)
         return await self.tasks.resolve(name, route)
 
@@ -129,29 +111,24 @@ class Engine:
         """Load a base model for what it can do by itself. Raises: NotFound, InvalidInput."""
         base = await asyncio.to_thread(self._find_base, name)
         if TEXT_GENERATION in base.tasks:
-            await self.load_base(name)
+            await self._bases.load(name)
         else:
             await self.tasks.load_base(name, EMBEDDINGS)
 
-    async def load_base(self, name: str) -> ServedModel:
-        """Load a base model unless it is loaded. Raises: NotFound, InvalidInput."""
-        if name not in self._bases:
-            files = await asyncio.to_thread(self._find_base, name)
-            refuse_route_of_base(name, files.tasks, CHAT)
-            async with self._base_loading:
-                if files.id not in self._bases:
-                    self._bases[files.id] = await self._served_base(files)
-                self._bases[name] = self._bases[files.id]
-        return self._bases[name]
-
     async def load_adapter(
-        self, name: str, path: str, members: Sequence[tuple[str, float]] = ()
+        self,
+        name: str,
+        path: str,
+        members: Sequence[tuple[str, float]] = (),
+        *,
+        is_prefetch: bool = False,
     ) -> None:
         """Put an adapter into service; doing so twice is not an error.
 
         Args:
             members: paths and weights of the LoRA adapters whose mean it is, if it is one; `path`
                 is then that of the first.
+            is_prefetch: nobody waits for it; it is read if its base model is in service anyway.
 
         Raises:
             InvalidInput: the path is not allowed, the name stands for something else, or the
@@ -163,159 +140,77 @@ class Engine:
         parts = [
             (await asyncio.to_thread(locate_adapter, root, one), weight) for one, weight in members
         ]
-        if await asyncio.to_thread(task_of, directory) != TEXT_GENERATION:
-            if parts:
-                raise InvalidInput(
-                    f"a mean is taken of adapters for {TEXT_GENERATION}", param="lora_members"
-                )
-            if name in self._adapters or name in self._bases:
-                raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
-            await self.tasks.load_tuned(name, directory)
+        task, _ = await asyncio.to_thread(purpose_of, directory)
+        if task == TEXT_GENERATION:
+            _refuse_if_taken(name, self._bases.find(name), self.tasks.find(name))
+            load = self._adapters.prefetch if is_prefetch else self._adapters.add
+            await load(name, AdapterSource(directory, tuple(parts)))
             return
-        async with self._adapter_loading:
-            existing = self._adapters.get(name) or self._bases.get(name) or self.tasks.find(name)
-            if existing is None:
-                self._adapters[name] = await (
-                    self._served_mean(name, parts)
-                    if parts
-                    else self._served_adapter(name, directory)
-                )
-                logger.info("loaded adapter %s from %s", name, directory)
-            elif existing.directory != directory:
-                raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
+        if parts:
+            raise InvalidInput(
+                f"a mean is taken of adapters for {TEXT_GENERATION}", param="lora_members"
+            )
+        _refuse_if_taken(name, self._bases.find(name), self._adapters.find(name))
+        if not is_prefetch:
+            await self.tasks.load_tuned(name, directory)
 
     def unload_adapter(self, name: str) -> None:
         """Take an adapter out of service; its running answers go on. Raises: NotFound."""
-        if self.tasks.unload(name):
-            return
-        if name not in self._adapters:
-            raise NotFound(f"no adapter {name!r} is loaded", param="lora_name")
-        self._drop(name)
+        if not self.tasks.unload(name):
+            self._adapters.remove(name)
 
     def models(self) -> list[ServedModel]:
-        """Return the base models and adapters that are loaded."""
-        bases = {model.name: model for model in self._bases.values()}
-        return [*bases.values(), *self._adapters.values()]
+        """Return the base models that are loaded, and the adapters that are known."""
+        return [*self._bases.models(), *self._adapters.models()]
 
     def stats(self) -> dict[str, Any]:
         """Return what the loops are doing, together and for each base model."""
         loops = {name: asdict(base.loop.stats()) for name, base in self._loops().items()}
-        totals = {
-            key: sum(stats[key] for stats in loops.values())
-            for key in ("running", "waiting", "steps", "generated_tokens", "cancelled")
-        }
-        predictions = self.tasks.stats()
-        return {**totals, "adapters": list(self._adapters), "bases": loops, "tasks": predictions}
+        totals = {key: sum(stats[key] for stats in loops.values()) for key in _SUMMED}
+        tiers = self._adapters.stats()
+        return {**totals, **tiers, "bases": loops, "tasks": self.tasks.stats()}
 
     def close(self) -> None:
         """End every loop after its step in progress."""
         self.tasks.close()
-        for base in (*self._loops().values(), *self._retired):
-            base.close()
+        self._bases.close()
+        self._own.close()
 
     def _loops(self) -> dict[str, ServedBase]:
         """Return whatever has a loop, by the name of the model that it is first of all."""
-        alone = (model for model in self._adapters.values() if model.is_alone)
-        return {model.name: model.base for model in (*self._bases.values(), *alone)}
-
-    async def _served_base(self, files: InstalledBaseModel) -> ServedModel:
-        started = time.monotonic()
-        trunk = await asyncio.to_thread(self._load_trunk, files.directory)
-        base = ServedBase(files, trunk, self._limits(), asyncio.get_running_loop())
-        logger.info("loaded base model %s in %.1f s", files.id, time.monotonic() - started)
-        return ServedModel(files.id, base, files.directory, _fingerprint(files.revision))
-
-    async def _served_adapter(self, name: str, directory: Path) -> ServedModel:
-        files, base = await self._inspected(directory)
-        adapter = await asyncio.to_thread(read_mixed, directory, base.input_width)
-        fingerprint = _fingerprint(base.files.revision, files.digest)
-        self._make_room(self._settings.max_adapters, list(self._adapters))
-        if adapter is None:
-            alone = [name for name, model in self._adapters.items() if model.is_alone]
-            self._make_room(self._settings.max_own_models, alone)
-            own = await self._own_weights(base.files, directory)
-            return ServedModel(
-                name, own, directory, fingerprint, None, files.chat_template, is_alone=True
-            )
-        slot = f"{name}#{next(self._slot_numbers)}"
-        await asyncio.wrap_future(base.loop.attach(slot, adapter))
-        return ServedModel(name, base, directory, fingerprint, slot, files.chat_template)
-
-    async def _served_mean(self, name: str, members: Sequence[tuple[Path, float]]) -> ServedModel:
-        adapters, digests = list[LoraAdapter](), list[str]()
-        files, base = await self._inspected(members[0][0])
-        for directory, weight in members:
-            its_files, its_base = await self._inspected(directory)
-            adapter = await asyncio.to_thread(read_mixed, directory, base.input_width)
-            is_alike = its_base is base and its_files.chat_template == files.chat_template
-            if not is_alike or not isinstance(adapter, LoraAdapter):
-                raise InvalidInput(
-                    "a mean is taken of LoRA adapters of one base model and chat template",
-                    param="lora_members",
-                )
-            adapters.append(adapter)
-            digests.append(f"{its_files.digest} {weight}")
-        mean = await asyncio.to_thread(weighted_mean, adapters, [one for _, one in members])
-        self._make_room(self._settings.max_adapters, list(self._adapters))
-        slot = f"{name}#{next(self._slot_numbers)}"
-        await asyncio.wrap_future(base.loop.attach(slot, mean))
-        fingerprint = _fingerprint(base.files.revision, *digests)
-        return ServedModel(name, base, members[0][0], fingerprint, slot, files.chat_template)
-
-    async def _inspected(self, directory: Path) -> tuple[AdapterFiles, ServedBase]:
-        """Return an adapter's files, checked, and the base model that they fit."""
-        files = await asyncio.to_thread(inspect_adapter, directory)
-        try:
-            base = (await self.load_base(files.base_name)).base
-        except NotFound:
-            raise InvalidInput(
-                f"the adapter was trained on {files.base_name!r}, which is not served here",
-                param="lora_path",
-            ) from None
-        await asyncio.to_thread(check_fits, files, base.files)
-        return files, base
-
-    async def _own_weights(self, files: InstalledBaseModel, directory: Path) -> ServedBase:
-        """Return a base model with the adapter merged into its weights, on a loop of its own."""
-        started = time.monotonic()
-
-        def load() -> Trunk:
-            # By name, since `peft` takes seconds to import, which most engines never need.
-            tuned: Trunk = resolve(_MERGE)(self._load_trunk(files.directory), directory)
-            return tuned
-
-        trunk = await asyncio.to_thread(load)
-        logger.info("merged %s in %.1f s", directory, time.monotonic() - started)
-        return ServedBase(files, trunk, self._limits(), asyncio.get_running_loop())
-
-    def _limits(self) -> LoopLimits:
-        return LoopLimits(
-            max_running=self._settings.max_running,
-            max_queued=self._settings.max_queued,
-            prefill_tokens_per_step=self._settings.prefill_tokens_per_step,
-        )
-
-    def _make_room(self, limit: int, names: list[str]) -> None:
-        """Drop idle adapters, the least recently used first, until there are fewer than `limit`."""
-        while len(names) >= limit:
-            models = ((name, self._adapters[name]) for name in names)
-            idle = (name for name, model in models if model.base.loop.is_idle(model.slot))
-            name = next(idle, None)
-            if name is None:
-                raise Unavailable("every adapter in memory is in use; try again")
-            logger.info("dropped adapter %s to make room", name)
-            self._drop(name)
-            names.remove(name)
-
-    def _drop(self, name: str) -> None:
-        model = self._adapters.pop(name)
-        if model.slot is not None:
-            model.base.loop.detach(model.slot)
-            return
-        model.base.retire()
-        # Kept until its last answer is complete, so that the engine's end ends it, too.
-        self._retired = [base for base in self._retired if base.loop.is_alive] + [model.base]
+        bases = {model.name: model.base for model in self._bases.models()}
+        return bases | dict(self._own.in_memory)
 
 
-def _fingerprint(*parts: str) -> str:
-    return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+class Visit:
+    """What one request asks of the engine for; see `Engine.visit`."""
+
+    def __init__(self, engine: Engine, adapters: TextAdapters, names: list[str]) -> None:
+        self._engine = engine
+        self._adapters = adapters
+        self._names = names
+
+    async def resolve(self, name: str) -> ServedModel:
+        """Return what `Engine.resolve` does, to be used before the visit ends."""
+        model = await self._engine.resolve(name)
+        if model.slot is not None or model.is_alone:
+            self._adapters.keep(name)
+            self._names.append(name)
+        return model
+
+
+def _refuse_if_taken(name: str, *others: object) -> None:
+    if any(other is not None for other in others):
+        raise InvalidInput(f"the name {name!r} is taken", param="lora_name")
+
+
+def _limits(settings: EngineSettings) -> LoopLimits:
+    return LoopLimits(
+        max_running=settings.max_running,
+        reserved_places=settings.reserved_places,
+        max_queued=settings.max_queued,
+        max_queued_per_project=settings.max_queued_per_project,
+        queue_timeout_seconds=settings.queue_timeout_seconds,
+        kv_tokens=settings.kv_tokens,
+        prefill_tokens_per_step=settings.prefill_tokens_per_step,
+    )

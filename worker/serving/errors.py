@@ -17,9 +17,6 @@ from app.domain.errors import (
 )
 from worker.serving.responses import json_response
 
-# A place comes free with every answer that ends: a second is long enough to wait.
-RETRY_AFTER_SECONDS = 1
-
 _STATUS: tuple[tuple[type[DomainError], int, str], ...] = (
     (InvalidInput, 400, "invalid_request_error"),
     (Unauthenticated, 401, "invalid_request_error"),
@@ -40,7 +37,9 @@ def answer_domain_error(request: Request, error: Exception) -> Response:
     """Answer with the status of a domain error."""
     assert isinstance(error, DomainError)
     status, _ = _status(error)
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 429 else None
+    headers = {}
+    if isinstance(error, TooManyRequests) and error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
     return json_response(envelope(error), status, headers)
 
 

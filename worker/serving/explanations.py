@@ -11,9 +11,10 @@ from app.domain.errors import InvalidInput
 from app.domain.ids import new_id
 from app.domain.registry import resolve
 from app.domain.task_routes import EXPLANATIONS
+from app.inference import Caller
+from worker.serving.body import Wire, parse
 from worker.serving.engine import Engine
-from worker.serving.prediction_loop import Asked
-from worker.serving.wire import Wire, parse
+from worker.serving.prediction_request import Asked
 from worker.tasks import Example
 
 # Bounds of the work: an input is computed once for each step, forwards and backwards.
@@ -53,7 +54,7 @@ class ExplanationRequest(Wire):
         return f"inputs[{number}]" if isinstance(self.inputs, list) else "inputs"
 
 
-async def explain(engine: Engine, body: bytes) -> dict[str, Any]:
+async def explain(engine: Engine, body: bytes, caller: Caller) -> dict[str, Any]:
     """Answer a body of `POST /v1/explanations`; cancelling the call drops what still waits.
 
     Inputs are explained on the thread of predictions, which take turns with them.
@@ -84,7 +85,14 @@ async def explain(engine: Engine, body: bytes) -> dict[str, Any]:
 
     found = await asyncio.wrap_future(
         loop.submit(
-            Asked(served.model, asked.all_inputs, lambda _, one: one, asked.name_of, explained)
+            Asked(
+                served.model,
+                asked.all_inputs,
+                lambda _, one: one,
+                asked.name_of,
+                explained,
+                caller,
+            )
         )
     )
     return {

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 from app.domain.errors import DomainError
+from app.inference import Caller
 from worker.generation.request import Piece
 
 
@@ -17,9 +18,15 @@ class Generation:
 
     Iterate it once, on the event loop that the loop was made with. Pieces are kept until they are
     read, so a slow reader holds up no one; `max_tokens` bounds how many there can be.
+
+    Attributes:
+        caller: for whom they are.
+        has_begun: whether any of them has had a place in the loop, which sets this.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, caller: Caller) -> None:
+        self.caller = caller
+        self.has_begun = False
         self._unfinished = count
         self._is_cancelled = False
         self._arrived: asyncio.Queue[Piece | DomainError] = asyncio.Queue()

@@ -1,72 +1,28 @@
-"""The prediction loop: inputs that wait for one model are computed together, models take turns.
+"""The prediction loop: inputs that wait for one model are computed together, projects take turns.
 
-One thread owns every model of a task beside text generation. Each pass is one batch of one model,
-as many of its waiting inputs, in the order in which they came, as stay within a budget.
+One thread owns every model of a task beside text generation. Each pass is one batch of one model:
+that of the project whose turn it is, and within a project models take turns, too. It takes as many
+inputs that wait for this model as stay within a budget, of all projects by turns, each project's in
+the order in which they came. Inputs of low priority wait until there are no others.
 """
 
 import logging
-import math
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from app.domain.errors import DomainError, EngineUnavailable, InvalidInput, TooManyRequests
-from worker.tasks import Example, Task
+from app.domain.errors import EngineUnavailable, TooManyRequests
+from app.inference.port import Priority
+from worker.serving.fair_line import FairLine
+from worker.serving.prediction_request import Asked, Pending, PendingInput, Predicted, TaskModel
+from worker.serving.turnover import Turnover
+from worker.tasks import Example
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TaskModel:
-    """A task on its model, in service.
-
-    Attributes:
-        module: what computes: the task's own model and what was tuned of it.
-        base_weights: the parameters of the task's model by their names in the base model.
-    """
-
-    task: Task
-    module: nn.Module
-    base_weights: Mapping[str, nn.Parameter]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What one request wants to know.
-
-    Attributes:
-        answer: turns an example and what is predicted for it into what the caller gets; may
-            raise InvalidInput.
-        name_of: the field of the request that holds an input, by its number.
-        alone: computes, with gradients, what is told of an input, from it and its example, in a
-            pass of its own; None is what the task predicts.
-    """
-
-    model: TaskModel
-    inputs: Sequence[Any]
-    answer: Callable[[Example, Any], Any]
-    name_of: Callable[[int], str]
-    alone: Callable[[Any, Example], Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """The answers to one request.
-
-    Attributes:
-        tokens: what its inputs took of the passes.
-        truncated: numbers of the inputs that were longer than the model takes, and were cut.
-    """
-
-    answers: Sequence[Any]
-    tokens: int
-    truncated: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +33,7 @@ class PredictionStats:
     passes: int
     predicted: int
     dropped: int
+    refused: int
 
 
 class PredictionLoop:
@@ -84,18 +41,26 @@ class PredictionLoop:
 
     Args:
         budget: what the inputs of one pass may cost together, once padded to the longest.
-        max_queued: inputs that may wait.
+        max_queued: inputs that may wait, of each priority.
+        max_queued_per_project: how many of them may be one project's; None is all.
     """
 
-    def __init__(self, budget: int, max_queued: int) -> None:
+    def __init__(
+        self, budget: int, max_queued: int, max_queued_per_project: int | None = None
+    ) -> None:
         self.budget = budget
         self._max_queued = max_queued
+        self._max_queued_per_project = max_queued_per_project or max_queued
         # Guards what several threads use, and wakes the loop's own when there is work.
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[TaskModel, deque[_Input]] = OrderedDict()
+        self._lines: dict[Priority, FairLine[PendingInput]] = {
+            "normal": FairLine(),
+            "low": FairLine(),
+        }
+        self._turnover = Turnover()
         self._present: TaskModel | None = None
         self._is_closing = False
-        self._passes = self._predicted = self._dropped = 0
+        self._passes = self._predicted = self._dropped = self._refused = 0
         self._thread = threading.Thread(target=self._run, name="prediction", daemon=True)
         self._thread.start()
 
@@ -107,34 +72,33 @@ class PredictionLoop:
         """Queue the inputs of a request; cancelling the future drops those that still wait.
 
         Raises:
-            TooManyRequests: too many inputs are waiting.
+            TooManyRequests: too many inputs are waiting, of this project or of all.
             EngineUnavailable: the loop has ended.
         """
-        request = _Request(asked)
+        request = Pending(asked)
         with self._changed:
             if self._is_closing or not self.is_alive:
                 raise EngineUnavailable()
             self._drop_ended()
-            waiting = self._num_waiting()
-            # In an empty queue there is room for any request, however long.
-            if waiting and waiting + len(asked.inputs) > self._max_queued:
-                raise TooManyRequests(
-                    "the engine has as many inputs waiting as it accepts; try again"
-                )
-            queue = self._waiting.setdefault(asked.model, deque())
-            queue.extend(_Input(request, i, value) for i, value in enumerate(asked.inputs))
+            self._refuse_too_many(asked)
+            if self._present is None and not self._num_waiting():
+                self._turnover.begin()
+            line = self._lines[asked.caller.priority]
+            for number, value in enumerate(asked.inputs):
+                line.add(asked.caller.project_id, PendingInput(request, number, value), asked.model)
             self._changed.notify()
         return request.done
 
     def is_idle(self, model: TaskModel) -> bool:
         """Return whether no input of a model is computed or waits."""
         with self._changed:
-            return model is not self._present and model not in self._waiting
+            is_waited_for = any(line.has_lane(model) for line in self._lines.values())
+            return model is not self._present and not is_waited_for
 
     def stats(self) -> PredictionStats:
         with self._changed:
             return PredictionStats(
-                self._num_waiting(), self._passes, self._predicted, self._dropped
+                self._num_waiting(), self._passes, self._predicted, self._dropped, self._refused
             )
 
     def close(self) -> None:
@@ -147,48 +111,76 @@ class PredictionLoop:
     def _run(self) -> None:
         try:
             with torch.inference_mode():
-                while (model := self._next_model()) is not None:
-                    inputs = self._gather(model)
+                while (turn := self._next_turn()) is not None:
+                    line, model = turn
+                    inputs = self._gather(line, model)
                     if inputs:
                         self._compute(model, inputs)
         finally:
             self._end()
 
-    def _next_model(self) -> TaskModel | None:
-        """Wait for work and return whose turn it is; None is the end."""
+    def _refuse_too_many(self, asked: Asked) -> None:
+        line = self._lines[asked.caller.priority]
+        bounds = (
+            # Of the project, which gets a part of what is computed, and of all.
+            (
+                line.length_of(asked.caller.project_id),
+                self._max_queued_per_project,
+                line.projects,
+            ),
+            (len(line), self._max_queued, 1),
+        )
+        for waiting, limit, parts in bounds:
+            excess = waiting + len(asked.inputs) - limit
+            # In an empty queue there is room for any request, however long.
+            if waiting and excess > 0:
+                self._refused += len(asked.inputs)
+                seconds = self._turnover.seconds_until(min(excess, waiting) * parts)
+                raise TooManyRequests(
+                    "the engine has as many inputs waiting as it accepts; try again in "
+                    f"{seconds} s",
+                    retry_after_seconds=seconds,
+                )
+
+    def _next_turn(self) -> tuple[FairLine[PendingInput], TaskModel] | None:
+        """Wait for work and return which line and which model are next; None is the end."""
         with self._changed:
             self._present = None
-            self._changed.wait_for(lambda: self._is_closing or self._waiting)
+            self._changed.wait_for(lambda: self._is_closing or self._num_waiting())
             if self._is_closing:
                 return None
-            self._present = next(iter(self._waiting))
-            self._waiting.move_to_end(self._present)
-            return self._present
+            line = self._lines["normal"] if len(self._lines["normal"]) else self._lines["low"]
+            turn = line.first()
+            assert turn is not None
+            _, model, _ = turn
+            assert isinstance(model, TaskModel)
+            self._present = model
+            return line, model
 
-    def _gather(self, model: TaskModel) -> "list[_Input]":
+    def _gather(self, line: FairLine[PendingInput], model: TaskModel) -> list[PendingInput]:
         """Return the inputs of the next pass, encoded; those that cannot be fail their request."""
-        together: list[_Input] = []
+        together: list[PendingInput] = []
         longest = 0
-        while (one := self._take(model)) is not None:
+        while (one := self._take(line, model)) is not None:
             example = one.example or one.request.encode(one)
             if example is None:
                 continue
             longest = max(longest, example.cost)
             is_alone = one.request.asked.alone is not None
             if together and (is_alone or longest * (len(together) + 1) > self.budget):
-                self._put_back(model, one)
+                self._put_back(line, one)
                 break
             together.append(one)
             if is_alone:
                 break
         return together
 
-    def _compute(self, model: TaskModel, inputs: "Sequence[_Input]") -> None:
+    def _compute(self, model: TaskModel, inputs: Sequence[PendingInput]) -> None:
         try:
             predictions = _computed(model, inputs)
         except Exception as error:
             # Whose input it was is found by asking for each request by itself.
-            by_request: dict[_Request, list[_Input]] = {}
+            by_request: dict[Pending, list[PendingInput]] = {}
             for one in inputs:
                 by_request.setdefault(one.request, []).append(one)
             if len(by_request) == 1:
@@ -200,44 +192,43 @@ class PredictionLoop:
         with self._changed:
             self._passes += 1
             self._predicted += len(inputs)
+            self._turnover.note(len(inputs))
         for one, prediction in zip(inputs, predictions, strict=True):
             one.request.settle(one, prediction)
 
-    def _take(self, model: TaskModel) -> "_Input | None":
+    def _take(self, line: FairLine[PendingInput], model: TaskModel) -> PendingInput | None:
         with self._changed:
-            queue = self._waiting.get(model, deque())
-            while queue:
-                one = queue.popleft()
+            while (project_id := line.project_with(model)) is not None:
+                one = line.take(project_id, model)
                 if not one.request.done.done():
                     return one
                 self._dropped += 1
-            self._waiting.pop(model, None)
             return None
 
-    def _put_back(self, model: TaskModel, one: "_Input") -> None:
+    def _put_back(self, line: FairLine[PendingInput], one: PendingInput) -> None:
+        asked = one.request.asked
         with self._changed:
-            self._waiting.setdefault(model, deque()).appendleft(one)
+            line.put_back(asked.caller.project_id, one, asked.model)
 
     def _drop_ended(self) -> None:
-        for model, queue in list(self._waiting.items()):
-            wanted = deque(one for one in queue if not one.request.done.done())
-            self._dropped += len(queue) - len(wanted)
-            self._waiting[model] = wanted
+        for line in self._lines.values():
+            self._dropped += len(line.drop(lambda one: one.request.done.done()))
 
     def _num_waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._lines.values()))
 
     def _end(self) -> None:
         """Fail what is left, so that no one waits for a thread that has ended."""
         with self._changed:
             self._is_closing = True
-            left = {one.request for queue in self._waiting.values() for one in queue}
-            self._waiting.clear()
+            left = {one.request for line in self._lines.values() for one in line}
+            for line in self._lines.values():
+                line.clear()
         for request in left:
             request.fail(EngineUnavailable())
 
 
-def _computed(model: TaskModel, inputs: "Sequence[_Input]") -> list[Any]:
+def _computed(model: TaskModel, inputs: Sequence[PendingInput]) -> list[Any]:
     first = inputs[0]
     if first.request.asked.alone is None:
         return _predict(model, [one.encoded for one in inputs])
@@ -249,94 +240,3 @@ def _predict(model: TaskModel, examples: Sequence[Example]) -> list[Any]:
     device = next(model.module.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in model.task.collate(examples).items()}
     return model.task.predict(model.module, batch)
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A request under way; all but `done` belongs to the loop's thread."""
-
-    asked: Asked
-    done: "Future[Predicted]" = field(default_factory=Future)
-    answers: dict[int, Any] = field(default_factory=dict)
-    tokens: int = 0
-    truncated: list[int] = field(default_factory=list)
-
-    def encode(self, one: "_Input") -> Example | None:
-        """Return an input as an example; one that is refused fails the request."""
-        try:
-            one.example = self.asked.model.task.encode_input(one.value)
-        except InvalidInput as error:
-            self.fail(self._named(one, error))
-        except Exception as error:
-            self.fail(error)
-        return one.example
-
-    def settle(self, one: "_Input", prediction: Any) -> None:
-        """Take over what was predicted for an input; the last one completes the request."""
-        if self.done.done():
-            return
-        example = one.encoded
-        try:
-            answer = self.asked.answer(example, prediction)
-        except InvalidInput as error:
-            self.fail(self._named(one, error))
-            return
-        except Exception as error:
-            self.fail(error)
-            return
-        if not _is_finite(answer):
-            self.fail(_failure("the model's prediction is not finite"))
-            return
-        self.answers[one.number] = answer
-        self.tokens += example.cost
-        if example.is_truncated:
-            self.truncated.append(one.number)
-        if len(self.answers) == len(self.asked.inputs):
-            self._complete()
-
-    def fail(self, error: Exception) -> None:
-        """End the request with an error, unless it has ended."""
-        if self.done.done() or not self.done.set_running_or_notify_cancel():
-            return
-        if not isinstance(error, DomainError):
-            logger.error("a prediction failed", exc_info=error)
-            error = _failure("the model failed on these inputs")
-        self.done.set_exception(error)
-
-    def _complete(self) -> None:
-        if self.done.set_running_or_notify_cancel():
-            answers = [self.answers[number] for number in range(len(self.answers))]
-            self.done.set_result(Predicted(answers, self.tokens, sorted(self.truncated)))
-
-    def _named(self, one: "_Input", error: InvalidInput) -> InvalidInput:
-        """Return the refusal of an input with the name of its field in this request."""
-        head, dot, rest = (error.param or "inputs").partition(".")
-        if head != "inputs":
-            return error
-        param = self.asked.name_of(one.number) + dot + rest
-        return InvalidInput(f"'{param}': {error.message}", param=param, code=error.code)
-
-
-@dataclass(slots=True, eq=False)
-class _Input:
-    request: _Request
-    number: int
-    value: Any
-    example: Example | None = None
-
-    @property
-    def encoded(self) -> Example:
-        assert self.example is not None
-        return self.example
-
-
-def _is_finite(answer: Any) -> bool:
-    if isinstance(answer, float):
-        return math.isfinite(answer)
-    if isinstance(answer, dict):
-        return all(map(_is_finite, answer.values()))
-    return not isinstance(answer, list | tuple) or all(map(_is_finite, answer))
-
-
-def _failure(message: str) -> DomainError:
-    return DomainError(message, code="prediction_failed")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from app.domain.errors import InvalidInput
-from worker.serving.wire import Wire
+from worker.serving.body import Wire
 
 MAX_INPUTS = 256
 MAX_TEXTS = 2048  # OpenAI's limit.

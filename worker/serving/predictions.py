@@ -11,15 +11,16 @@ from typing import Any
 from app.domain.errors import InvalidInput
 from app.domain.ids import new_id
 from app.domain.task_routes import EMBEDDINGS, PREDICTIONS
+from app.inference import Caller
+from worker.serving.body import parse
 from worker.serving.engine import Engine
-from worker.serving.prediction_loop import Asked, Predicted
+from worker.serving.prediction_request import Asked, Predicted
 from worker.serving.prediction_wire import EmbeddingRequest, PredictionRequest
 from worker.serving.task_models import ServedTaskModel
-from worker.serving.wire import parse
 from worker.tasks import Example
 
 
-async def predict(engine: Engine, body: bytes) -> dict[str, Any]:
+async def predict(engine: Engine, body: bytes, caller: Caller) -> dict[str, Any]:
     """Answer a body of `POST /v1/predictions`; cancelling the call drops what still waits.
 
     Raises:
@@ -37,30 +38,26 @@ async def predict(engine: Engine, body: bytes) -> dict[str, Any]:
     def answer(example: Example, prediction: Any) -> Any:
         return task.answer(example, prediction, asked.parameters)
 
-    predicted = await _predicted(engine, served, asked.all_inputs, answer, asked.name_of)
+    made = await predicted(engine, served, caller, asked.all_inputs, answer, asked.name_of)
     return {
         "id": new_id("pred-"),
         "object": "prediction",
         "created": int(time.time()),
         "model": served.name,
         "task": served.task,
-        "predictions": predicted.answers,
-        "truncated_inputs": predicted.truncated,
-        "usage": {"inputs": len(predicted.answers), "input_tokens": predicted.tokens},
+        "predictions": made.answers,
+        "truncated_inputs": made.truncated,
+        "usage": {"inputs": len(made.answers), "input_tokens": made.tokens},
     }
 
 
-async def embed(engine: Engine, body: bytes) -> dict[str, Any]:
+async def embed(engine: Engine, body: bytes, caller: Caller) -> dict[str, Any]:
     """Answer a body of `POST /v1/embeddings`. Raises: as `predict`."""
     asked = await asyncio.to_thread(parse, EmbeddingRequest, body)
     served = await engine.resolve_task(asked.model, EMBEDDINGS)
 
     def answer(example: Example, vector: list[float]) -> list[float]:
-        if example.is_truncated:
-            raise InvalidInput(
-                f"the text is longer than the {example.cost} tokens that this model takes",
-                code="context_length_exceeded",
-            )
+        refuse_truncated(example)
         if asked.dimensions not in (None, len(vector)):
             raise InvalidInput(
                 f"'dimensions' must be {len(vector)}: this model has no other",
@@ -69,10 +66,10 @@ async def embed(engine: Engine, body: bytes) -> dict[str, Any]:
             )
         return vector
 
-    predicted = await _predicted(engine, served, list(asked.texts), answer, asked.name_of)
-    vectors = predicted.answers
+    made = await predicted(engine, served, caller, list(asked.texts), answer, asked.name_of)
+    vectors = made.answers
     if asked.encoding_format == "base64":
-        vectors = await asyncio.to_thread(lambda: [_as_base64(one) for one in predicted.answers])
+        vectors = await asyncio.to_thread(lambda: [_as_base64(one) for one in made.answers])
     return {
         "object": "list",
         "data": [
@@ -80,18 +77,34 @@ async def embed(engine: Engine, body: bytes) -> dict[str, Any]:
             for number, vector in enumerate(vectors)
         ],
         "model": served.name,
-        "usage": {"prompt_tokens": predicted.tokens, "total_tokens": predicted.tokens},
+        "usage": {"prompt_tokens": made.tokens, "total_tokens": made.tokens},
     }
 
 
-async def _predicted(
+def refuse_truncated(example: Example) -> None:
+    """Refuse an input that is longer than the model takes. Raises: InvalidInput."""
+    if example.is_truncated:
+        raise InvalidInput(
+            f"the text is longer than the {example.cost} tokens that this model takes",
+            code="context_length_exceeded",
+        )
+
+
+async def predicted(
     engine: Engine,
     served: ServedTaskModel,
+    caller: Caller,
     inputs: list[Any],
     answer: Callable[[Example, Any], Any],
     name_of: Callable[[int], str],
 ) -> Predicted:
-    asked = Asked(served.model, inputs, answer, name_of)
+    """Wait for a model's predictions. Raises: as `predict`.
+
+    Args:
+        answer: of an input and its prediction; may refuse the input.
+        name_of: what an input is called in the request, by its number.
+    """
+    asked = Asked(served.model, inputs, answer, name_of, caller=caller)
     return await asyncio.wrap_future(engine.tasks.loop.submit(asked))
 
 

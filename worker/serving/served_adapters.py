@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from app.domain.errors import InvalidInput
@@ -15,6 +14,7 @@ from worker.trunk.lora import LoraAdapter
 from worker.trunk.low_rank import InputWidth, adalora_as_lora, vera_as_lora
 from worker.trunk.peft_format import CONFIG_NAME, WEIGHTS_NAME, load_adapter
 from worker.trunk.prompt import PromptAdapter
+from worker.trunk.tensor_file import read_tensors
 
 MixedAdapter = LoraAdapter | PromptAdapter
 
@@ -40,7 +40,7 @@ def read_mixed(directory: Path, input_width: InputWidth) -> MixedAdapter | None:
     if kind not in _READERS:
         return None
     try:
-        tensors = load_file(directory / WEIGHTS_NAME)
+        tensors = read_tensors(directory / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
         raise InvalidInput(f"the adapter has no readable {WEIGHTS_NAME}") from error
     # Adapters of several tenants share a product: a NaN of one must never enter it.
@@ -50,6 +50,17 @@ def read_mixed(directory: Path, input_width: InputWidth) -> MixedAdapter | None:
         return _READERS[kind](config, tensors, input_width)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InvalidInput(f"the adapter cannot be read: {error}") from error
+
+
+def num_bytes(adapter: MixedAdapter) -> int:
+    """Return how much memory an adapter's tensors take; what they share counts once."""
+    if isinstance(adapter, LoraAdapter):
+        tensors = [one for pair in adapter.weights.values() for one in (pair.a, pair.b)]
+    else:
+        tensors = [one for pair in adapter.past or () for one in pair]
+        tensors += [adapter.embeddings] if adapter.embeddings is not None else []
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
 
 
 def _read_config(directory: Path) -> _Config:

@@ -11,14 +11,18 @@ from types import FrameType
 
 import uvicorn
 
+from app.access_log import leave_out
 from app.base_models import InstalledBaseModel, ensure_installed, load_catalogue
 from app.domain.errors import DomainError
 from app.lifeline import VARIABLE, hold_lifeline
 from app.settings import load_settings
 from worker.serving.app import create_app
 from worker.serving.settings import load_engine_settings
+from worker.serving.trunk_loading import trunk_loader
 from worker.trunk.device import probe_device
-from worker.trunk.trunk import Trunk, load_trunk
+
+# What every API process asks all the time: app/inference/openai_http.py.
+_ASKED_BY_THE_API = frozenset({"/health", "/v1/models", "/v1/engine/stats"})
 
 
 def main() -> None:
@@ -32,17 +36,18 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    leave_out(_ASKED_BY_THE_API)
     settings = load_engine_settings()
-    profile = probe_device()
+    profile = probe_device(is_for_answers=True)
     logging.getLogger(__name__).info("device: %s", profile)
-
-    def load(directory: Path) -> Trunk:
-        return load_trunk(directory, profile)
 
     common = load_settings()
     uvicorn.run(
         create_app(
-            settings, find_in_catalogue(common.catalogue_path, common.models_dir), load, profile
+            settings,
+            find_in_catalogue(common.catalogue_path, common.models_dir),
+            trunk_loader(settings.weights, profile),
+            profile,
         ),
         host=arguments.host or settings.host,
         port=arguments.port or settings.port,

@@ -10,11 +10,16 @@ import msgspec
 from app.domain.datasets import ChatRecord, Message, as_template_messages
 from app.domain.errors import InvalidInput
 from app.domain.ids import new_id
+from app.inference import Caller
 from worker.generation.request import GenerationRequest
-from worker.serving.answers import ChatWording, CompletionWording, Heading, Wording
-from worker.serving.engine import Engine, ServedModel
+from worker.serving.answer_form import answer_form
+from worker.serving.answers import CompletionWording, Heading, Wording
+from worker.serving.body import parse
+from worker.serving.chat_wording import ChatWording
+from worker.serving.engine import Visit
 from worker.serving.generation import Generation
-from worker.serving.wire import MAX_SEQUENCES, ChatRequest, CompletionRequest, parse
+from worker.serving.served_model import ServedModel
+from worker.serving.wire import MAX_SEQUENCES, ChatRequest, CompletionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Submission:
     has_stream_usage: bool
 
 
-async def submit_chat(engine: Engine, body: bytes) -> Submission:
+async def submit_chat(visit: Visit, body: bytes, caller: Caller) -> Submission:
     """Start what a body of `POST /v1/chat/completions` asks for.
 
     Raises:
@@ -46,9 +51,9 @@ async def submit_chat(engine: Engine, body: bytes) -> Submission:
     """
     asked = parse(ChatRequest, body)
     messages = template_messages(asked.messages)
-    model = await engine.resolve(asked.model)
-    tools = asked.tools if asked.tool_choice == "auto" else []
-    prompt_ids = await model.base.encode_chat(messages, tools, model.chat_template)
+    model = await visit.resolve(asked.model)
+    prompt_ids = await model.base.encode_chat(messages, asked.template_tools, model.chat_template)
+    form = await answer_form(asked, model)
     limit_name = "max_tokens" if asked.max_tokens else "max_completion_tokens"
     max_tokens = _answer_limit(model, prompt_ids, "messages", asked.answer_tokens, limit_name)
     top_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -58,16 +63,19 @@ async def submit_chat(engine: Engine, body: bytes) -> Submission:
                 prompt_ids=tuple(prompt_ids),
                 max_tokens=max_tokens,
                 adapter=model.slot,
-                sampling=asked.sampling(choice, model.base.vocab_size, top_logprobs),
-                stop=asked.stop_strings,
+                sampling=asked.sampling(choice, model.base.vocab_size, top_logprobs, form.grammar),
+                # A call that has to come is not cut: what is left of it would be none.
+                stop=() if asked.is_call_required else asked.stop_strings,
+                shown_special_ids=form.shown_special_ids,
             )
             for choice in range(asked.n)
-        ]
+        ],
+        caller,
     )
     return Submission(
         generation=generation,
         heading=_heading("chatcmpl-", model),
-        wording=ChatWording(model.base.vocabulary, asked.n, asked.logprobs),
+        wording=ChatWording(model.base.vocabulary, asked.n, asked.logprobs, form.calls),
         prompt_tokens=len(prompt_ids),
         choices=asked.n,
         is_stream=asked.stream,
@@ -75,7 +83,7 @@ async def submit_chat(engine: Engine, body: bytes) -> Submission:
     )
 
 
-async def submit_completion(engine: Engine, body: bytes) -> Submission:
+async def submit_completion(visit: Visit, body: bytes, caller: Caller) -> Submission:
     """Start what a body of `POST /v1/completions` asks for. Raises: as `submit_chat`."""
     asked = parse(CompletionRequest, body)
     count = len(asked.prompts) * asked.n
@@ -83,7 +91,7 @@ async def submit_completion(engine: Engine, body: bytes) -> Submission:
         raise InvalidInput(
             f"'prompt' and 'n' ask for {count} choices; the limit is {MAX_SEQUENCES}", param="n"
         )
-    model = await engine.resolve(asked.model)
+    model = await visit.resolve(asked.model)
     prompts = [await _prompt_ids(model, prompt) for prompt in asked.prompts]
     requests = []
     for prompt_ids in prompts:
@@ -105,7 +113,7 @@ async def submit_completion(engine: Engine, body: bytes) -> Submission:
         for _ in range(asked.n)
     ]
     return Submission(
-        generation=model.base.loop.submit(requests),
+        generation=model.base.loop.submit(requests, caller),
         heading=_heading("cmpl-", model),
         wording=CompletionWording(model.base.vocabulary, echoes, asked.logprobs is not None),
         prompt_tokens=sum(map(len, prompts)),
@@ -122,7 +130,7 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
         InvalidInput: naming the message and the field.
     """
     try:
-        checked = msgspec.convert(messages, list[Message])
+        checked = msgspec.convert([_said(message) for message in messages], list[Message])
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         param = "messages" + where.rstrip("`")
@@ -135,6 +143,14 @@ def template_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
             param = f"messages[{index}].content"
             raise InvalidInput(f"'{param}' is missing; expected text", param=param)
     return as_template_messages(ChatRecord(messages=checked))
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what says nothing: the client writes every field of an answer before."""
+    said = {name: value for name, value in message.items() if value is not None}
+    if said.get("annotations") == []:
+        del said["annotations"]
+    return said
 
 
 async def _prompt_ids(model: ServedModel, prompt: str | list[int]) -> list[int]:
@@ -162,7 +178,7 @@ def _answer_limit(
     model: ServedModel, prompt_ids: Sequence[int], prompt_name: str, asked: int | None, name: str
 ) -> int:
     """Return how many tokens may be generated: as many as asked, or as the context holds."""
-    context, given = model.base.files.context_length, len(prompt_ids)
+    context, given = model.base.context_length, len(prompt_ids)
     if given + (1 if asked is None else min(asked, 1)) > context:
         raise InvalidInput(
             f"'{prompt_name}' is {given} tokens long; the context of this model holds {context}, "

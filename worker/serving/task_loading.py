@@ -10,7 +10,7 @@ from app.base_models import InstalledBaseModel
 from app.domain.errors import InvalidInput
 from app.domain.registry import resolve
 from app.domain.tasks import TASKS
-from worker.serving.prediction_loop import TaskModel
+from worker.serving.prediction_request import TaskModel
 from worker.task_file import TaskFile
 from worker.tasks import Task
 from worker.trunk.device import DeviceProfile

@@ -14,7 +14,9 @@ from app.domain.errors import InvalidInput, NotFound, Unavailable
 from app.domain.registry import resolve
 from app.domain.task_routes import FEATURE_EXTRACTION, refuse_other_route, refuse_route_of_base
 from worker.serving.adapters import check_fits, inspect_adapter
-from worker.serving.prediction_loop import PredictionLoop, TaskModel
+from worker.serving.digests import Digests
+from worker.serving.prediction_loop import PredictionLoop
+from worker.serving.prediction_request import TaskModel
 from worker.serving.settings import EngineSettings
 from worker.task_file import TaskFile
 from worker.trunk.device import DeviceProfile
@@ -52,6 +54,7 @@ class TaskModels:
     Args:
         find_base: see `Engine`.
         profile: what they compute on.
+        digests: of the files that were seen before.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class TaskModels:
         settings: EngineSettings,
         find_base: Callable[[str], InstalledBaseModel],
         profile: DeviceProfile,
+        digests: Digests,
     ) -> None:
-        self._max_tuned = settings.max_adapters
+        self._digests = digests
+        self._max_tuned = settings.max_task_models
         self._find_base = find_base
         self._profile = profile
         self._tuned: OrderedDict[str, ServedTaskModel] = OrderedDict()  # Last used, last in order.
@@ -68,7 +73,9 @@ class TaskModels:
         # One at a time: a model shares the weights of those that were loaded before it.
         self._loading = asyncio.Lock()
         self.loop = PredictionLoop(
-            settings.prediction_tokens_per_pass, settings.max_queued_predictions
+            settings.prediction_tokens_per_pass,
+            settings.max_queued_predictions,
+            settings.max_queued_predictions_per_project,
         )
 
     def find(self, name: str) -> ServedTaskModel | None:
@@ -137,7 +144,7 @@ class TaskModels:
         self.loop.close()
 
     async def _served(self, name: str, directory: Path) -> ServedTaskModel:
-        files = await asyncio.to_thread(inspect_adapter, directory)
+        files = await asyncio.to_thread(inspect_adapter, directory, self._digests.sha256)
         try:
             base = await asyncio.to_thread(self._find_base, files.base_name)
         except NotFound:
@@ -145,7 +152,7 @@ class TaskModels:
                 f"the model was trained on {files.base_name!r}, which is not served here",
                 param="lora_path",
             ) from None
-        await asyncio.to_thread(check_fits, files, base)
+        await asyncio.to_thread(check_fits, files, base, self._digests.sha256)
         if files.task_file is None:
             raise InvalidInput("the model does not say what it is for", param="lora_path")
         model = await self._load(base, files.task_file, directory)

@@ -5,34 +5,21 @@ one that cannot change it (`user`, `metadata`, `service_tier` …) is accepted a
 `null` means absent, as in OpenAI's interface.
 """
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from app.domain.ensembles import MAX_MEMBERS
 from app.domain.errors import InvalidInput
+from worker.generation.grammar import Grammar
 from worker.generation.sampling import SamplingParameters
+from worker.serving.body import Wire
+from worker.serving.response_format import ResponseFormat
+from worker.serving.tools import MAX_TOOLS, Tool, ToolChoice, callable_functions
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_SEQUENCES = 64  # Of one request: its prompts times `n`.
-
-# OpenAI's fields that change the answer and are not supported, so that the message can say which
-# of "no such field" and "not here" it is.
-_UNSUPPORTED = frozenset(
-    {
-        "audio",
-        "best_of",
-        "function_call",
-        "functions",
-        "moderation",
-        "prediction",
-        "reasoning_effort",
-        "suffix",
-        "verbosity",
-        "web_search_options",
-    }
-)
 
 _INT64 = Field(ge=-(2**63), le=2**63 - 1)
 _Text = Annotated[str, Field(min_length=1)]
@@ -41,24 +28,9 @@ _StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None}
-
-
 class StreamOptions(Wire):
     include_usage: bool = False
     include_obfuscation: bool = False  # Pads chunks against eavesdropping; never done here.
-
-
-class TextFormat(Wire):
-    type: Literal["text"]
 
 
 class _Request(Wire):
@@ -101,7 +73,11 @@ class _Request(Wire):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(
-        self, choice: int, vocab_size: int, top_logprobs: int | None
+        self,
+        choice: int,
+        vocab_size: int,
+        top_logprobs: int | None,
+        grammar: Grammar | None = None,
     ) -> SamplingParameters:
         """Return how one of the `n` choices is sampled: each has a seed of its own.
 
@@ -116,6 +92,7 @@ class _Request(Wire):
             frequency_penalty=self.frequency_penalty,
             logit_bias={_token_id(key, vocab_size): v for key, v in self.logit_bias.items()},
             top_logprobs=top_logprobs,
+            grammar=grammar,
         )
 
 
@@ -126,14 +103,13 @@ class ChatRequest(_Request):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto"] = Field(
-        default="auto", description="'none' or 'auto': a call cannot be forced here"
+    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = Field(
+        default="auto",
+        description="'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}",
     )
-    parallel_tool_calls: bool | None = None
-    response_format: TextFormat | None = Field(
-        default=None, description="{'type': 'text'}: no other format can be guaranteed here"
-    )
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat(type="text")
     modalities: list[Literal["text"]] | None = Field(
         default=None, description="['text']: nothing else is generated here"
     )
@@ -148,7 +124,19 @@ class ChatRequest(_Request):
             raise InvalidInput("'max_tokens' must be at least 1", param="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidInput("'top_logprobs' needs 'logprobs': true", param="top_logprobs")
+        callable_functions(self.tools, self.tool_choice)
         return self
+
+    @property
+    def is_call_required(self) -> bool:
+        return self.tool_choice not in ("none", "auto")
+
+    @property
+    def template_tools(self) -> list[dict[str, Any]]:
+        """The functions that the prompt tells of, as chat templates take them."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_unset=True) for tool in self.tools]
 
     @property
     def answer_tokens(self) -> int | None:
@@ -195,12 +183,14 @@ class AdapterLoad(Wire):
 
     Attributes:
         lora_members: what the adapter is the weighted mean of, if it is one. vLLM has no such
-            field.
+            field, and not the next.
+        prefetch: nobody waits for it yet.
     """
 
     lora_name: Annotated[str, Field(min_length=1, max_length=512)]
     lora_path: _Text
     lora_members: list[AdapterMember] = Field(default_factory=list, max_length=MAX_MEMBERS)
+    prefetch: bool = False
 
 
 class AdapterUnload(Wire):
@@ -208,41 +198,6 @@ class AdapterUnload(Wire):
 
     lora_name: _Text
     lora_int_id: int | None = None  # vLLM's, which it does not read either.
-
-
-_Body = TypeVar("_Body", bound=Wire)
-
-
-def parse(kind: type[_Body], body: bytes) -> _Body:
-    """Check a request's body.
-
-    Raises:
-        InvalidInput: naming the field at fault.
-    """
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise _explained(kind, error) from None
-
-
-def _explained(kind: type[Wire], error: ValidationError) -> InvalidInput:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = first["loc"]
-    if not where:
-        return InvalidInput(f"the request is not valid: {first['msg']}")
-    name = str(where[0])
-    if first["type"] == "extra_forbidden" and len(where) == 1:
-        if name in _UNSUPPORTED:
-            message = f"'{name}' is not supported by this engine"
-            return InvalidInput(message, param=name, code="unsupported_parameter")
-        return InvalidInput(f"unknown field '{name}'", param=name, code="unknown_parameter")
-    if first["type"] == "missing":
-        return InvalidInput(f"'{name}' is required", param=name, code="missing_parameter")
-    field = kind.model_fields.get(name)
-    if field is not None and field.description is not None:
-        return InvalidInput(f"'{name}' must be {field.description}", param=name)
-    path = name + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where[1:])
-    return InvalidInput(f"'{path}': {first['msg'].lower()}", param=path)
 
 
 def _token_id(key: str, vocab_size: int) -> int:

@@ -20,6 +20,8 @@ from worker.trunk.device import DeviceProfile
 
 # What a training file decides of the model, such as its labels; kept beside the adapter.
 Outline = Mapping[str, Any]
+# Its field for the pixels a side of the images that the model sees, where a job has chosen them.
+IMAGE_SIZE = "image_size"
 Batch = Mapping[str, Tensor]
 
 

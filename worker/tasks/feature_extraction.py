@@ -22,7 +22,7 @@ from worker.tasks.contrastive import NONE, contrastive_losses
 from worker.tasks.loading import load_tokenizer, load_with_head, padded
 from worker.tasks.pooling import POOLINGS, sentence_form
 from worker.tasks.ranking import Ranking, cosines, ranked
-from worker.tasks.requests import checked
+from worker.tasks.requests import checked, text_of
 from worker.tasks.windows import longest_input
 from worker.trunk.device import DeviceProfile
 
@@ -115,9 +115,7 @@ class FeatureExtraction:
         return self._example(texts, record.positive, longest)
 
     def encode_input(self, value: Any) -> Example:
-        if not isinstance(value, str):
-            raise InvalidInput("expected a text", param="inputs")
-        return self._example([value], None, self._longest)
+        return self._example([text_of(value)], None, self._longest)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Return each different text once, the longest first, and which ones an example has."""

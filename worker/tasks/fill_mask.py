@@ -24,7 +24,7 @@ from worker.evaluation.measure import Scored
 from worker.evaluation.worst_rows import WorstRow, worst_rows
 from worker.tasks import Batch, Example, Judged, LossOptions, Outline, TaskLoss
 from worker.tasks.loading import load_tokenizer, load_with_head, padded
-from worker.tasks.requests import checked
+from worker.tasks.requests import checked, text_of
 from worker.tasks.windows import Window, collate_windows, longest_input, outputs_of, windows_of
 from worker.trunk.device import DeviceProfile
 
@@ -97,9 +97,8 @@ class FillMask:
 
     def encode_input(self, value: Any) -> Example:
         mask = self.tokenizer.mask_token
-        if not isinstance(value, str):
-            raise InvalidInput(f"expected a text with {mask}", param="inputs")
-        input_ids = self.tokenizer(value)["input_ids"]
+        text = text_of(value, f"expected a text with {mask}")
+        input_ids = self.tokenizer(text)["input_ids"]
         if self.tokenizer.mask_token_id not in input_ids:
             raise InvalidInput(
                 f"the text has no {mask}, which is what is filled in", param="inputs"
@@ -109,8 +108,8 @@ class FillMask:
                 f"the text has {len(input_ids)} tokens; this model takes {self._longest}",
                 param="inputs",
             )
-        (window,) = windows_of(self.tokenizer, value, self._longest, overlap=0)
-        return Example({"window": window}, None, cost=len(window), excerpt=value)
+        (window,) = windows_of(self.tokenizer, text, self._longest, overlap=0)
+        return Example({"window": window}, None, cost=len(window), excerpt=text)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         windows: list[Window] = [example.features["window"] for example in examples]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 
 from app.domain.errors import InvalidInput
-from worker.tasks.requests import checked
+from worker.tasks.requests import checked, text_of
 
 MAX_NEW_TOKENS = 512
 
@@ -37,10 +37,11 @@ class GenerationInput(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def generation_input(value: Any) -> GenerationInput:
     """Return the input that a request asks about. Raises: InvalidInput."""
     if isinstance(value, str):
-        return GenerationInput(value)
+        return GenerationInput(text_of(value))
     if not isinstance(value, Mapping):
         raise InvalidInput("expected a text, or an object with 'text'", param="inputs")
     chosen = checked(GenerationInput, value, "inputs")
+    text_of(chosen.text, field="inputs.text")
     if not chosen.do_sample and (chosen.temperature, chosen.top_p, chosen.seed) != (1.0, 1.0, 0):
         raise InvalidInput(
             "'temperature', 'top_p' and 'seed' need 'do_sample' to be true", param="inputs"

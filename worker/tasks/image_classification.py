@@ -17,7 +17,7 @@ from app.domain.job_spec import JobSpec
 from worker.evaluation.classification import score_single_label
 from worker.evaluation.measure import Scored
 from worker.evaluation.worst_rows import WorstRow, suspects, worst_rows
-from worker.tasks import Batch, Example, Judged, LossOptions, Outline, TaskLoss
+from worker.tasks import IMAGE_SIZE, Batch, Example, Judged, LossOptions, Outline, TaskLoss
 from worker.tasks.labels import ordered_labels
 from worker.tasks.loading import load_with_head
 from worker.tasks.media import decode_image, media_bytes
@@ -41,7 +41,7 @@ class ImageParameters(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ImageClassification:
-    """See `tasks.Task`. The outline holds the labels.
+    """See `tasks.Task`. The outline holds the labels, and the size of images if it was chosen.
 
     Examples hold images as they were encoded, which takes far less than their pixels: they are
     decoded once to be checked, and again whenever a batch is made.
@@ -65,7 +65,13 @@ class ImageClassification:
         self.head_modules = _head(self.model, untrained)
         self._ids = {label: number for number, label in enumerate(self.labels)}
         self._processor = _load_processor(directory)
-        height, width = self._pixels([Image.new("RGB", (_PATCH_PIXELS, _PATCH_PIXELS))]).shape[2:]
+        size = outline.get(IMAGE_SIZE)
+        if size is not None:
+            _resize(self._processor, size)
+        pixels = self._pixels([Image.new("RGB", (_PATCH_PIXELS, _PATCH_PIXELS))])
+        if size is not None:
+            self._try_out(pixels)
+        height, width = pixels.shape[2:]
         self._cost = -(-height // _PATCH_PIXELS) * -(-width // _PATCH_PIXELS)
 
     @staticmethod
@@ -148,6 +154,22 @@ class ImageClassification:
             excerpt=f"image of {image.width} x {image.height} pixels",
         )
 
+    @torch.no_grad()
+    def _try_out(self, pixels: Tensor) -> None:
+        """Compute one image. Raises: InvalidInput, if the model takes its own size only."""
+        device = next(self.model.parameters()).device
+        was_training = self.model.training
+        try:
+            self._logits(self.model.train(False), {"pixel_values": pixels.to(device)})
+        except (ValueError, RuntimeError) as error:
+            raise InvalidInput(
+                f"the base model takes no images of {pixels.shape[2]} x {pixels.shape[3]} pixels: "
+                f"{error}",
+                param="tunesmith.training.image_size",
+            ) from error
+        finally:
+            self.model.train(was_training)
+
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Return [images, 3, height, width] float32, as the model takes them."""
         pixels: Tensor = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
@@ -166,6 +188,19 @@ def _load_processor(directory: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InvalidInput(f"the base model's image processor cannot be loaded: {error}") from error
+
+
+def _resize(processor: Any, pixels: int) -> None:
+    """Let a processor make squares of so many pixels a side; what it cuts off stays as much."""
+    square = {"height": pixels, "width": pixels}
+    if not getattr(processor, "do_center_crop", False):
+        processor.size = square
+        return
+    factor = pixels / dict(processor.crop_size)["height"]
+    processor.size = {
+        name: round(edge * factor) for name, edge in dict(processor.size).items() if edge
+    }
+    processor.crop_size = square
 
 
 def _head(model: PreTrainedModel, untrained: Sequence[str]) -> tuple[str, ...]:

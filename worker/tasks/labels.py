@@ -11,11 +11,6 @@ from app.domain.errors import InvalidInput
 from worker.tasks import Example
 
 
-def class_name(label: Any) -> str:
-    """Return the name of a class as a string: JSON's words for true and false."""
-    return str(label).lower() if isinstance(label, bool) else str(label)
-
-
 def ordered_labels(names: Iterable[str]) -> list[str]:
     """Return class names in order: numbers by their value, words by the alphabet."""
     chosen = list(names)

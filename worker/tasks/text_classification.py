@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import AutoModelForSequenceClassification
 
+from app.domain.classes import class_name
 from app.domain.datasets import LabelledTextRecord, Record
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import Hyperparameters, JobSpec
@@ -18,7 +19,7 @@ from worker.evaluation.classification import score_multi_label, score_single_lab
 from worker.evaluation.measure import Scored
 from worker.evaluation.worst_rows import WorstRow, suspects, worst_rows
 from worker.tasks import Batch, Example, Judged, LossOptions, Outline, TaskLoss
-from worker.tasks.labels import class_name, ordered_labels
+from worker.tasks.labels import ordered_labels
 from worker.tasks.loading import load_tokenizer, load_with_head, padded
 from worker.tasks.requests import checked, text_and_pair
 from worker.tasks.windows import longest_input
@@ -36,7 +37,7 @@ class ClassificationParameters(msgspec.Struct, forbid_unknown_fields=True, froze
         top_k: how many labels, the likeliest first; None is all of them.
     """
 
-    top_k: int | None = 1
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = 1
 
 
 def _refuse_classes(chosen: Hyperparameters) -> None:

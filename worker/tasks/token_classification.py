@@ -27,7 +27,7 @@ from worker.evaluation.measure import Scored
 from worker.evaluation.worst_rows import WorstRow, worst_rows
 from worker.tasks import Batch, Example, Judged, LossOptions, Outline, TaskLoss
 from worker.tasks.loading import load_tokenizer, load_with_head, padded
-from worker.tasks.requests import checked
+from worker.tasks.requests import checked, text_of
 from worker.tasks.tagging import OUTSIDE, Word, first_tokens, tags_of_spans, words_of
 from worker.tasks.windows import (
     OWNERS,
@@ -129,9 +129,8 @@ class TokenClassification:
         return self._example(text, windows, target=target, words=words, firsts=firsts)
 
     def encode_input(self, value: Any) -> Example:
-        if not isinstance(value, str):
-            raise InvalidInput("expected a text", param="inputs")
-        return self._example(value, self._windows(value, self._longest))
+        text = text_of(value)
+        return self._example(text, self._windows(text, self._longest))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         windows = [example.features["windows"] for example in examples]

@@ -11,7 +11,8 @@ import torch
 from worker.training.manifest import BaseModelRef
 from worker.training.records import EncodedDataset
 from worker.trunk.device import DeviceProfile
-from worker.trunk.trunk import Trunk, load_trunk
+from worker.trunk.loading import load_trunk
+from worker.trunk.trunk import Trunk
 
 _DATASETS_KEPT = 8
 

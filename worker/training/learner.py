@@ -85,6 +85,13 @@ class Learner(Protocol):
     def description(self) -> dict[str, Any]:
         """Return what the data hold, for the `prepared` message."""
 
+    def arrange_memory(self, asked: bool | Literal["auto"]) -> str:
+        """Choose whether activations are kept or computed again; return what and why.
+
+        Raises:
+            InvalidInput: they cannot be computed again, and are asked to be.
+        """
+
     def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
         """Return what is trained, by name."""
 
@@ -107,6 +114,13 @@ class Learner(Protocol):
     @property
     def has_earlier(self) -> bool:
         """Whether there are data that the model learnt before, and may have forgotten."""
+
+    def become_served(self) -> None:
+        """Compute from now on as the result is served; no step comes after.
+
+        Raises:
+            InvalidInput: the base model is not as it was any more.
+        """
 
     def measure(
         self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from worker.training.activations import activation_bytes, choose
 from worker.training.earlier import Earlier
 from worker.training.learner import (
     Measured,
@@ -16,14 +17,24 @@ from worker.training.learner import (
 )
 from worker.training.metrics import MetricsLog, ValidationMetrics
 from worker.training.parallel import SOLO, Group
+from worker.training.recomputation import (
+    RecomputedLayers,
+    has_repeated_layers,
+    remember_pass,
+)
 from worker.training.records import EncodedDataset
 from worker.training.rows import measure_rows
 from worker.training.session import Session
 from worker.training.step import trunk_step
 from worker.training.trained_weights import TrainedWeights
 from worker.training.validation import validate
+from worker.trunk.batch import SequenceRows, pack
+from worker.trunk.device_memory import free_bytes
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.trunk import Trunk
+
+# What a token keeps is measured on so many.
+_TRIED_TOKENS = 32
 
 
 class PackedLearner:
@@ -36,6 +47,7 @@ class PackedLearner:
         reference: what `session.reference` names, if that is not the base model.
         earlier: data that the model learnt before; `session.reference` is then what it was.
         noise_alpha: of the noise on the embeddings; 0 adds none.
+        become_served: see `learner.Learner`; None: nothing changes.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class PackedLearner:
         reference: LoraAdapter | None = None,
         earlier: Earlier | None = None,
         noise_alpha: float = 0.0,
+        become_served: Callable[[], None] | None = None,
     ) -> None:
         self._trunk = trunk
         self._session = session
@@ -59,6 +72,8 @@ class PackedLearner:
         self._token_budget = token_budget
         self._write_origin = write_origin
         self._group: Group = SOLO
+        self._recomputed: RecomputedLayers | None = None
+        self._become_served = become_served
         weights.attach(trunk, session)
         if reference is not None:
             assert session.reference is not None
@@ -109,6 +124,27 @@ class PackedLearner:
     def description(self) -> dict[str, Any]:
         return self._session.dataset.description(self._session.records)
 
+    def arrange_memory(self, asked: bool | Literal["auto"]) -> str:
+        trunk, session = self._trunk, self._session
+        dataset = session.dataset
+        ids = dataset.tokens(0)[0][:_TRIED_TOKENS].tolist()
+        tried = pack([SequenceRows(ids, session.name)], trunk.device)
+        weights = [weight for _, weight in session.optimizer.weights()]
+        state = session.generator.get_state()
+        kept = activation_bytes([*trunk.model.parameters(), *weights], lambda: trunk.hidden(tried))
+        session.generator.set_state(state)
+        longest = max(dataset.length(record) for record in range(dataset.num_records))
+        pass_bytes = kept * max(self._token_budget, longest) // len(ids)
+        choice = choose(
+            asked,
+            pass_bytes,
+            free_bytes(trunk.device),
+            is_possible=has_repeated_layers(trunk.model),
+        )
+        if choice.is_recomputed:
+            self._recomputed = RecomputedLayers(trunk.model, remember_pass(trunk))
+        return choice.reason
+
     def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self._session.optimizer.weights()
 
@@ -129,6 +165,10 @@ class PackedLearner:
         return validate(
             self._trunk, self._session, dataset, records, self._token_budget, is_interrupted
         )
+
+    def become_served(self) -> None:
+        if self._become_served is not None:
+            self._become_served()
 
     def save_adapter(self, directory: Path) -> None:
         self._weights.save(directory)
@@ -177,6 +217,8 @@ class PackedLearner:
         self._session.generator.set_state(tensors["rng"]["dropout"])
 
     def close(self) -> None:
+        if self._recomputed is not None:
+            self._recomputed.end()
         self._weights.detach(self._trunk, self._session)
         if self._session.reference is not None:
             self._trunk.detach(self._session.reference)

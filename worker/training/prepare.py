@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.errors import TrainingFailed
+from app.domain.errors import InvalidInput, TrainingFailed
 from app.domain.methods import METHODS
 from app.domain.registry import resolve
 from app.domain.tasks import TEXT_GENERATION
@@ -25,11 +25,13 @@ class Prepared:
     Attributes:
         resumed: the checkpoint that the learner continues from.
         base_load_seconds: 0 when the base model was in memory.
+        memory_note: how the memory of the device is used, for people.
     """
 
     learner: Learner
     resumed: SavedLearner | None
     base_load_seconds: float
+    memory_note: str
 
     def as_message(self) -> dict[str, Any]:
         """Return the fields of the `prepared` message."""
@@ -40,6 +42,7 @@ class Prepared:
             "total_steps": learner.total_steps,
             "start_step": learner.step,
             "base_load_seconds": self.base_load_seconds,
+            "memory_note": self.memory_note,
         }
 
 
@@ -65,13 +68,14 @@ def prepare(
     is_packed = command.spec.task == TEXT_GENERATION
     make = resolve(METHODS[command.spec.method].learner if is_packed else _TASK_LEARNER)
     learner, base_load_seconds = make(command, bases, storage, token_budget, start)
-    if saved is not None:
-        try:
+    try:
+        if saved is not None:
             restore(learner, saved)
-        except TrainingFailed:
-            learner.close()
-            raise
-    return Prepared(learner, saved, base_load_seconds)
+        note = learner.arrange_memory(command.spec.hyperparameters.gradient_checkpointing)
+    except (TrainingFailed, InvalidInput):
+        learner.close()
+        raise
+    return Prepared(learner, saved, base_load_seconds, note)
 
 
 def _read_saved(command: Train, storage: Storage) -> SavedLearner | None:

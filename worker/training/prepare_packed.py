@@ -21,8 +21,8 @@ from worker.training.packed_learner import PackedLearner
 from worker.training.records import EncodedDataset, encode_dataset
 from worker.training.session import Session, starting_adapter
 from worker.training.trained_weights import LoraWeights
+from worker.trunk.loading import load_trunk
 from worker.trunk.peft_format import load_adapter
-from worker.trunk.trunk import load_trunk
 
 if TYPE_CHECKING:
     from worker.training.prepare_tuned import TunedSession
@@ -44,7 +44,8 @@ def make_packed_learner(
         InvalidInput: the base model or the adapter to start from cannot be used.
     """
     spec = command.spec
-    is_shared = spec.adapter.plain_lora() is not None
+    is_quantized = spec.hyperparameters.base_quantization is not None
+    is_shared = spec.adapter.plain_lora() is not None and not is_quantized
     base, base_load_seconds = bases.get(command.base) if is_shared else _own(command, bases)
     trunk = base.trunk
     method: Method = resolve(command.implementation)(spec)
@@ -85,6 +86,7 @@ def make_packed_learner(
             origin.write,
             earlier=earlier,
             noise_alpha=noise_alpha,
+            become_served=partial(_restore, tuned, command, bases) if is_quantized else None,
         )
         return learner, base_load_seconds
     before = load_adapter(start) if start is not None else None
@@ -121,6 +123,12 @@ def _own(command: Train, bases: WarmBases) -> tuple[WarmBase, float]:
     started = time.perf_counter()
     base = WarmBase(load_trunk(Path(command.base.directory), bases.profile))
     return base, time.perf_counter() - started
+
+
+def _restore(tuned: "TunedSession", command: Train, bases: WarmBases) -> None:
+    """Put the base model below the adapter back to what it is served as."""
+    assert tuned.quantized is not None
+    tuned.quantized.restore(load_trunk(Path(command.base.directory), bases.profile).model)
 
 
 def _dataset(

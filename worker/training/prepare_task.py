@@ -13,7 +13,7 @@ from app.domain.job_spec import JobSpec
 from app.domain.registry import resolve
 from app.storage.port import Storage
 from worker.task_file import TASK_NAME, TaskFile
-from worker.tasks import Example, LossOptions, Outline, Task
+from worker.tasks import IMAGE_SIZE, Example, LossOptions, Outline, Task
 from worker.tasks.labels import class_weights
 from worker.training.bases import WarmBases
 from worker.training.batches import derived_seed
@@ -27,6 +27,7 @@ from worker.training.task_learner import TaskLearner
 from worker.training.uploaded_start import check_head
 from worker.tuning import Tuning
 from worker.tuning.making import make_tuning
+from worker.tuning.quantized import QuantizedLayers
 
 
 def make_task_learner(
@@ -62,6 +63,16 @@ def make_task_learner(
         earlier = _examples(command, storage, task, "tunesmith.training.replay.file")
         memory = remember(earlier, start, len(training.examples), replay.share, spec.seed)
     num_examples = len(training.examples) + (len(memory.replayed) if memory else 0)
+    quantized: QuantizedLayers | None = None
+    if spec.hyperparameters.base_quantization is not None:
+        quantized = QuantizedLayers(
+            task.model, spec.hyperparameters.base_quantization, task.head_modules
+        )
+
+    def become_served() -> None:
+        if quantized is not None:
+            quantized.restore(_make_task(command, outline, bases, start).model)
+
     tuning: Tuning = make_tuning(spec, task, _total_steps(spec, num_examples))
     if start is not None:
         tuning.load_adapter(start)
@@ -82,6 +93,7 @@ def make_task_learner(
             bases.profile,
             task_file=TaskFile(spec.task, dict(outline)),
         ).write,
+        become_served,
     )
     return learner, load_seconds
 
@@ -112,6 +124,8 @@ def _survey(command: Train, storage: Storage) -> dict[str, Any]:
         raise TrainingFailed(
             error.message, code="invalid_training_file", param="training_file"
         ) from error
+    if spec.hyperparameters.image_size is not None:
+        outline[IMAGE_SIZE] = spec.hyperparameters.image_size
     return outline
 
 

@@ -13,16 +13,22 @@ from worker.training.session import Session
 from worker.training.trained_weights import TunedOptimizer, TunedWeights
 from worker.trunk.trunk import Trunk
 from worker.tuning.packed import tune_trunk
+from worker.tuning.quantized import QuantizedLayers
 from worker.tuning.tuned_trunk import TunedTrunk
 
 
 @dataclass(frozen=True, slots=True)
 class TunedSession:
-    """What a `PackedLearner` is made of."""
+    """What a `PackedLearner` is made of.
+
+    Attributes:
+        quantized: layers of the base model; None: they are as they were loaded.
+    """
 
     trunk: TunedTrunk
     session: Session
     weights: TunedWeights
+    quantized: QuantizedLayers | None
 
 
 def make_tuned_session(
@@ -65,4 +71,4 @@ def make_tuned_session(
         reference=reference,
     )
     weights = TunedWeights(tuned.trunk, tuned.tuning, base_model_name)
-    return TunedSession(tuned.trunk, session, weights)
+    return TunedSession(tuned.trunk, session, weights, tuned.quantized)

@@ -122,9 +122,10 @@ class DatasetBuilder:
 
     def build(self, param: str) -> EncodedDataset:
         """Return the dataset. Raises: TrainingFailed, if there is nothing to learn."""
+        if not self._lines and not self._is_learnt:
+            raise _no_room_for_answers(self._untrainable)
         if not self._lines:
-            told = _nothing_to_learn if self._is_learnt else _nothing_to_answer
-            raise _invalid(told(self._untrainable, self._truncated), param)
+            raise _invalid(_nothing_to_learn(self._untrainable, self._truncated), param)
         return EncodedDataset(
             token_ids=torch.frombuffer(self._token_ids, dtype=torch.int32),
             loss_weights=torch.frombuffer(self._loss_weights, dtype=torch.uint8),
@@ -172,10 +173,12 @@ def _nothing_to_learn(untrainable: "array[int]", truncated: "array[int]") -> str
     return f"no record has a token to learn{why} (lines {_first(untrainable)})"
 
 
-def _nothing_to_answer(untrainable: "array[int]", truncated: "array[int]") -> str:
-    return (
+def _no_room_for_answers(untrainable: "array[int]") -> TrainingFailed:
+    return TrainingFailed(
         f"no prompt leaves room for an answer (lines {_first(untrainable)}): max_completion_tokens "
-        "and the prompt together exceed max_length_tokens"
+        "and the prompt together exceed max_length_tokens",
+        code="no_room_for_answers",
+        param="method.reinforcement.hyperparameters.max_completion_tokens",
     )
 
 

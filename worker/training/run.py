@@ -21,6 +21,7 @@ from worker.training.deadline import Deadline
 from worker.training.follow import join
 from worker.training.outcome import Outcome
 from worker.training.prepare import Prepared, prepare
+from worker.training.quantization_notes import quantization_notes
 from worker.training.ranks import Ranks
 from worker.training.selection import Selection
 from worker.training.step_log import StepLog
@@ -225,6 +226,7 @@ class _Run:
         chosen = self._chosen_checkpoint()
         outcome: Outcome | None = Outcome()
         if self._learner.has_heldout:
+            self._learner.become_served()
             outcome = resolve(_REPORT)(
                 self._command, self._learner, chosen.step, lambda: self._find_ending() is not None
             )
@@ -237,7 +239,10 @@ class _Run:
             manifest_sha256=chosen.manifest_sha256,
             trained_tokens=self._learner.trained_tokens,
             metrics_csv=self._learner.log.to_csv(),
-            notes=self._selection.notes(self._learner.step, self._learner.total_steps, chosen.step),
+            notes=[
+                *self._selection.notes(self._learner.step, self._learner.total_steps, chosen.step),
+                *quantization_notes(self._command.spec, self._learner.log, chosen.step, outcome),
+            ],
             **outcome.as_message(),
         )
         return True

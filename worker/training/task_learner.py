@@ -1,17 +1,18 @@
 """A task in training: a whole model with its head, in padded batches."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from app.domain.job_spec import JobSpec
+from app.domain.training_options import learns_a_cache
 from worker.evaluation.measure import values
-from worker.tasks import Batch, Example, Judged, LossOptions, Task
+from worker.tasks import Batch, Example, LossOptions, Task
+from worker.training.activations import activation_bytes, choose
 from worker.training.anchor import WeightAnchor, fisher_importance
 from worker.training.batches import epoch_order
 from worker.training.embedding_changes import EmbeddingChanges
@@ -27,8 +28,12 @@ from worker.training.memory import Memory
 from worker.training.metrics import MetricsLog, StepMetrics, ValidationMetrics
 from worker.training.parallel import SOLO, Group
 from worker.training.parameter_optimizer import ParameterOptimizer
+from worker.training.recomputation import RecomputedLayers, has_repeated_layers
 from worker.training.schedule import learning_rate_factor
 from worker.training.session import non_finite
+from worker.training.task_judging import TaskJudge
+from worker.training.task_passes import TaskPasses, set_training
+from worker.trunk.device_memory import free_bytes
 from worker.tuning import Tuning, named_weights
 
 
@@ -44,6 +49,7 @@ class TaskLearner:
         memory: earlier data; None: there are none.
         budget: what the examples of one pass may cost together.
         write_origin: adds to the directory of an adapter what it was trained with.
+        become_served: see `learner.Learner`; None: nothing changes.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class TaskLearner:
         budget: int,
         options: LossOptions,
         write_origin: Callable[[Path, int], None],
+        become_served: Callable[[], None] | None = None,
     ) -> None:
         self.step = 0
         self.trained_tokens = 0
@@ -71,9 +78,12 @@ class TaskLearner:
         self._learnt = [*training.examples, *(memory.replayed if memory else ())]
         self._heldout = heldout
         self._memory = memory
-        self._budget = budget
+        self._passes = TaskPasses(task, tuning.model, budget, spec.hyperparameters.batch_size)
+        start = memory.start if memory else None
+        self._judge = TaskJudge(task, tuning, self._passes, start)
         self._options = options
         self._write_origin = write_origin
+        self._become_served = become_served
         self._trained = list(named_weights(tuning.groups()))
         self._optimizer = ParameterOptimizer(tuning, self._chosen.weight_decay)
         self._changes: EmbeddingChanges | None = None
@@ -108,6 +118,28 @@ class TaskLearner:
     def description(self) -> dict[str, Any]:
         return self._training.description()
 
+    def arrange_memory(self, asked: bool | Literal["auto"]) -> str:
+        model = self._tuning.model
+        longest = max(self._learnt, key=lambda example: example.cost)
+        batch = self._passes.collate([longest])
+        set_training(model, True)
+        kept = activation_bytes(
+            model.parameters(), lambda: self._task.loss(model, batch, self._options).sums.sum()
+        )
+        together = self._chosen.batch_size
+        if not self._task.is_batch_whole:
+            together = max(1, min(together, self._passes.budget // longest.cost))
+        is_cached = learns_a_cache(self._spec.task, self._spec.adapter)
+        choice = choose(
+            asked,
+            kept * together,
+            free_bytes(next(model.parameters()).device),
+            is_possible=has_repeated_layers(model) and not is_cached,
+        )
+        if choice.is_recomputed:
+            RecomputedLayers(model)
+        return choice.reason
+
     def weights(self) -> Sequence[tuple[str, nn.Parameter]]:
         return self._trained
 
@@ -121,7 +153,7 @@ class TaskLearner:
         examples = self._next_batch()
         learning_rate = self.learning_rate
         torch.manual_seed(self._group.own_seed(self._spec.seed, "step", self.step))
-        _set_training(self._tuning.model, True)
+        set_training(self._tuning.model, True)
         loss = self._accumulate_gradients(examples)
         before_update()
         if not math.isfinite(loss):
@@ -136,7 +168,7 @@ class TaskLearner:
         return StepResult(loss, {}, grad_norm, cost)
 
     def validate(self, is_interrupted: Callable[[], bool]) -> ValidationMetrics | None:
-        judged = self._judge(self._heldout, is_interrupted)
+        judged = self._judge.judge(self._heldout, is_interrupted)
         if judged is None:
             return None
         found = values(self._task.score(judged))
@@ -148,6 +180,10 @@ class TaskLearner:
     def has_earlier(self) -> bool:
         return self._memory is not None and bool(self._memory.judged)
 
+    def become_served(self) -> None:
+        if self._become_served is not None:
+            self._become_served()
+
     def measure(
         self, model: WhichModel, rows: WhichRows, is_interrupted: Callable[[], bool]
     ) -> Measured | None:
@@ -155,43 +191,10 @@ class TaskLearner:
         if rows == "earlier":
             assert self._memory is not None
             examples = self._memory.judged
-        with self._computing_as(model):
-            judged = self._judge(examples, is_interrupted)
+        judged = self._judge.judge(examples, is_interrupted, model)
         if judged is None:
             return None
         return Measured(self._task.score(judged), self._task.worst(judged))
-
-    @contextmanager
-    def _computing_as(self, model: WhichModel) -> Iterator[None]:
-        if model == "tuned":
-            yield
-        elif model == "base" or self._memory is None:
-            with self._tuning.as_base():
-                yield
-        else:
-            tuned = _copied(self._tuning.state_tensors())
-            self._tuning.load_adapter(self._memory.start)
-            try:
-                yield
-            finally:
-                self._tuning.load_state_tensors(tuned)
-
-    @torch.no_grad()
-    def _judge(
-        self, examples: Sequence[Example], is_interrupted: Callable[[], bool]
-    ) -> Judged | None:
-        """Return examples as the model sees them now; None when interrupted."""
-        _set_training(self._tuning.model, False)
-        losses: list[float] = []
-        predictions: list[Any] = []
-        for part in self._passes(examples):
-            if is_interrupted():
-                return None
-            batch = self._collate(part)
-            found = self._task.loss(self._tuning.model, batch, LossOptions())
-            losses += (found.sums / found.weights.clamp(min=1e-12)).tolist()
-            predictions += self._task.predict(self._tuning.model, batch)
-        return Judged(examples, predictions, losses)
 
     def save_adapter(self, directory: Path) -> None:
         self._tuning.save(directory, self._base_model_name)
@@ -222,8 +225,8 @@ class TaskLearner:
         """Return the loss of a batch, whose gradients are then those of the batch as a whole."""
         sums: list[Tensor] = []
         weights = 0.0
-        for part in self._passes(self._group.share(examples)):
-            total, weight = self._accumulate_pass(self._collate(part))
+        for part in self._passes.cut(self._group.share(examples)):
+            total, weight = self._accumulate_pass(self._passes.collate(part))
             sums.append(total)
             weights += weight
         loss = float(torch.stack(sums).sum()) if sums else 0.0
@@ -256,19 +259,6 @@ class TaskLearner:
         total.backward()  # type: ignore[no-untyped-call]
         return total.detach(), weight
 
-    def _passes(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-        """Yield examples in order, as many as go through the model together.
-
-        Where a loss compares the examples of a batch, they are batches as in training: so that a
-        held-out loss depends on their size alone, and can be compared with that of training.
-        """
-        if not self._task.is_batch_whole:
-            yield from in_passes(examples, self._budget)
-            return
-        size = self._chosen.batch_size
-        for start in range(0, len(examples), size):
-            yield examples[start : start + size]
-
     def _make_anchor(self) -> WeightAnchor | None:
         """Return what holds the weights at their start, where they are now."""
         chosen = self._chosen.anchor
@@ -277,44 +267,11 @@ class TaskLearner:
         importance: Mapping[str, Tensor] | None = None
         if chosen.type == "ewc":
             assert self._memory is not None
-            _set_training(self._tuning.model, False)
+            set_training(self._tuning.model, False)
             earlier = self._memory.replayed or self._memory.judged
             importance = fisher_importance(self._trained, earlier, self._loss_of)
         return WeightAnchor(self._trained, chosen.strength, importance)
 
     def _loss_of(self, example: Example) -> Tensor:
-        found = self._task.loss(self._tuning.model, self._collate([example]), LossOptions())
+        found = self._task.loss(self._tuning.model, self._passes.collate([example]), LossOptions())
         return found.sums.sum() / found.weights.sum().clamp(min=1e-12)
-
-    def _collate(self, examples: Sequence[Example]) -> Batch:
-        device = next(self._tuning.model.parameters()).device
-        return {name: tensor.to(device) for name, tensor in self._task.collate(examples).items()}
-
-
-def _copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> StateTensors:
-    return {
-        group: {name: tensor.clone() for name, tensor in named.items()}
-        for group, named in tensors.items()
-    }
-
-
-def in_passes(examples: Sequence[Example], budget: int) -> Iterator[Sequence[Example]]:
-    """Yield examples in order, as many together as stay within the budget once padded."""
-    together: list[Example] = []
-    longest = 0
-    for example in examples:
-        longest = max(longest, example.cost)
-        if together and longest * (len(together) + 1) > budget:
-            yield together
-            together, longest = [], example.cost
-        together.append(example)
-    if together:
-        yield together
-
-
-def _set_training(model: nn.Module, is_training: bool) -> None:
-    """Switch dropout on or off; batch statistics stay those of the base model."""
-    model.train(is_training)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

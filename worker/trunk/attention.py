@@ -60,16 +60,19 @@ def packed_attention(
         keys, values = key[:, :, rows], value[:, :, rows]
         if segment.cache is not None:
             keys, values = segment.cache.append(layer_idx, keys, values)
-        attended = _attend(query[:, :, rows], keys, values, scaling, sliding_window)
+        attended = attend(query[:, :, rows], keys, values, scaling, sliding_window)
         outputs.append(attended.transpose(1, 2))
     # One segment's output needs no copy.
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
-def _attend(
+def attend(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Attend from the last `query.shape[2]` of the positions that `keys` and `values` hold."""
+    """Attend from the last `query.shape[2]` of the positions that `keys` and `values` hold.
+
+    Shapes are those of `packed_attention`; returns [1, heads, tokens, head_dim].
+    """
     new, total = query.shape[2], keys.shape[2]
     if window is not None and new == 1:
         keys, values = keys[:, :, -window:], values[:, :, -window:]

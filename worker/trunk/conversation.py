@@ -136,7 +136,10 @@ def _refuse_ignored_fields(
         used.add("tools")
     for field in ("tools", "tool_calls", "function_call"):
         if field in used and field not in template:
-            raise InvalidInput(f"the base model's chat template does not support {field!r}")
+            raise InvalidInput(
+                f"the base model's chat template does not support {field!r}",
+                param="tools" if field == "tools" else None,
+            )
 
 
 def _as_template_takes(message: Mapping[str, Any], template: str) -> dict[str, Any]:

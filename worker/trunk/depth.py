@@ -1,14 +1,9 @@
 """How deep in a model a layer lies, as its name tells."""
 
+from app.base_models.architecture import block_of
 from app.domain.errors import InvalidInput
 
-
-def block_of(path: str) -> int | None:
-    """Return the number of the block that a module is part of; None of what is in no block.
-
-    Models number their blocks from below: `model.layers.3.mlp.up_proj` is in block 3.
-    """
-    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+__all__ = ["all_are_frozen", "block_of", "is_above"]
 
 
 def is_above(path: str, frozen_layers: int) -> bool:

@@ -36,10 +36,14 @@ class DeviceProfile:
         return dtype
 
 
-def probe_device(environment: Mapping[str, str] = os.environ) -> DeviceProfile:
+def probe_device(
+    environment: Mapping[str, str] = os.environ, *, is_for_answers: bool = False
+) -> DeviceProfile:
     """Set the number of threads, and choose the device and its number format.
 
-    The format is bfloat16 where the device has units for it. It follows from the hardware alone:
+    The format is bfloat16 where the device has units for it; but float32 on a CPU that answers,
+    since in bfloat16 the shape of a batch decides near ties: a seed would give one answer alone and
+    another beside others, or behind a prompt that is known. It follows from the hardware alone:
     a choice by measured speed would differ from one start to the next on a busy machine, and a
     resumed run would go on in another format than it began in.
 
@@ -49,7 +53,8 @@ def probe_device(environment: Mapping[str, str] = os.environ) -> DeviceProfile:
     threads = int(environment.get("TUNESMITH_THREADS") or os.cpu_count() or 1)
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = environment.get(DTYPE_VARIABLE) or _native_dtype(device)
+    usual = "float32" if is_for_answers and device == "cpu" else _native_dtype(device)
+    chosen = environment.get(DTYPE_VARIABLE) or usual
     if chosen not in _DTYPES:
         raise InvalidInput(f"{DTYPE_VARIABLE} must be {' or '.join(_DTYPES)}, found {chosen!r}")
     return DeviceProfile(device, chosen, threads)

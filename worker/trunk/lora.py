@@ -15,12 +15,10 @@ from transformers import PreTrainedModel
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import LoraSpec
 from worker.trunk.depth import all_are_frozen, is_above
-from worker.trunk.lora_function import LoraRows, LoraUpdate, lora_linear
-from worker.trunk.routing import Routing
-
-# Up to this many rows, one product with all adapters side by side costs less than one small
-# product for each: the operations' own overhead exceeds the wasted arithmetic.
-_SIDE_BY_SIDE_MAX_ROWS = 64
+from worker.trunk.lora_function import LoraRows, add_updates, lora_linear
+from worker.trunk.lora_update import LoraUpdate
+from worker.trunk.products import product
+from worker.trunk.routing import AdapterRows, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +111,8 @@ class LoraSlotsLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self._routing = routing
+        self.routing = routing
         self._slots: dict[str, _Slot] = {}
-        self._side_by_side: _SideBySide | None = None
 
     def add(
         self,
@@ -134,65 +131,72 @@ class LoraSlotsLinear(nn.Module):
         if pair.a.shape != (rank, self.in_features) or pair.b.shape != (self.out_features, rank):
             raise InvalidInput("the adapter was made for a base model of another shape")
         self._slots[name] = _Slot(LoraUpdate(pair.a, pair.b, scaling), dropout, generator)
-        self._side_by_side = None
 
     def remove(self, name: str) -> None:
         """Free an adapter's slot; one that is not there is not an error."""
         self._slots.pop(name, None)
-        self._side_by_side = None
+
+    def update_of(self, name: str) -> LoraUpdate:
+        """Return the update of an adapter that has a slot."""
+        return self._slots[name].update
 
     def forward(self, stream: Tensor) -> Tensor:
         """Return [..., out] for `stream` [..., in]; the leading sizes multiply to the tokens."""
-        routed = [rows for rows in self._routing.rows if rows.adapter in self._slots]
-        if not routed:
-            return linear(stream, self.weight, self.bias)
         flat = stream.reshape(-1, self.in_features)
-        needs_gradient = torch.is_grad_enabled()
-        if len(routed) > 1 and not needs_gradient and flat.shape[0] <= _SIDE_BY_SIDE_MAX_ROWS:
-            output = self._forward_side_by_side(flat, tuple(rows.adapter for rows in routed))
-        else:
+        if torch.is_grad_enabled():
             groups: list[LoraRows] = []
-            for rows in routed:
+            for rows in self._routed():
                 slot = self._slots[rows.adapter]
-                keep = _dropout_mask(slot, rows.take(flat)) if needs_gradient else None
+                keep = _dropout_mask(slot, rows.take(flat))
                 groups.append(LoraRows(rows, slot.update, keep, 1.0 - slot.dropout))
+            if not groups:
+                return linear(stream, self.weight, self.bias)
             output = lora_linear(flat, self.weight, self.bias, groups)
+        else:
+            output = product(flat, self.weight, self.bias)
+            add_updates_of((self,), output, flat)
         return output.view(*stream.shape[:-1], self.out_features)
 
-    def _forward_side_by_side(self, flat: Tensor, names: tuple[str, ...]) -> Tensor:
-        """Compute all adapters in two products: each row keeps its own adapter's columns."""
-        beside = self._side_by_side
-        if beside is None or tuple(name for name, _ in beside.columns) != names:
-            updates = [(name, self._slots[name].update) for name in names]
-            beside = _SideBySide.of(updates, flat.dtype)
-            self._side_by_side = beside
-        output = linear(flat, self.weight, self.bias)
-        inner = flat @ beside.a  # [tokens, sum of ranks]
-        inner.masked_fill_(self._routing.foreign_columns(beside.columns, flat.device), 0.0)
-        return output.addmm_(inner, beside.b)
+    def add_to_rows(self, output: Tensor, rows: Tensor) -> None:
+        """Add what adapters change that are computed one by one; see `add_updates_of`."""
+        if routed := self._routed():
+            add_updates(
+                output, rows, [LoraRows(one, self._slots[one.adapter].update) for one in routed]
+            )
+
+    def _routed(self) -> list[AdapterRows]:
+        return [rows for rows in self.routing.rows if rows.adapter in self._slots]
 
 
-@dataclass(frozen=True, slots=True)
-class _SideBySide:
-    """Adapters of one layer laid side by side.
+def add_updates_of(
+    layers: Sequence[nn.Linear | LoraSlotsLinear], output: Tensor, rows: Tensor
+) -> None:
+    """Add what the adapters change in layers of one input, in place and without gradients.
 
-    Attributes:
-        columns: each adapter's name and rank, in order.
-        a: [in, sum of ranks].
-        b: [sum of ranks, out], scaled.
+    Args:
+        layers: in order; plain ones stay as they are.
+        output: what they make of `rows`, side by side, [tokens, sum of out].
+        rows: [tokens, in].
     """
-
-    columns: tuple[tuple[str, int], ...]
-    a: Tensor
-    b: Tensor
-
-    @classmethod
-    def of(cls, updates: Sequence[tuple[str, LoraUpdate]], dtype: torch.dtype) -> "_SideBySide":
-        return cls(
-            columns=tuple((name, update.a.shape[0]) for name, update in updates),
-            a=torch.cat([update.a for _, update in updates]).t().to(dtype).contiguous(),
-            b=torch.cat([update.b.t() * update.scaling for _, update in updates]).to(dtype),
-        )
+    adapted: list[tuple[LoraSlotsLinear, int]] = []
+    end = 0
+    for layer in layers:
+        if isinstance(layer, LoraSlotsLinear):
+            adapted.append((layer, end))
+        end += layer.out_features
+    if not adapted:
+        return
+    # All layers of a trunk share one.
+    routing = adapted[0][0].routing
+    for stacked in routing.stacked:
+        inner, outer = stacked.take(rows), stacked.take(output)
+        for layer, start in adapted:
+            if (weights := stacked.layers.get(layer)) is not None:
+                update = torch.bmm(torch.bmm(inner, weights[0]), weights[1])
+                outer.narrow(2, start, layer.out_features).add_(update)
+    if routing.rows:
+        for layer, start in adapted:
+            layer.add_to_rows(output.narrow(1, start, layer.out_features), rows)
 
 
 def _dropout_mask(slot: _Slot, rows: Tensor) -> Tensor | None:

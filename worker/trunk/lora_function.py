@@ -13,16 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from worker.trunk.lora_update import LoraUpdate
 from worker.trunk.routing import AdapterRows
-
-
-@dataclass(frozen=True, slots=True)
-class LoraUpdate:
-    """`scaling * b @ a`: `a` [r, in] and `b` [out, r], float32."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +54,26 @@ def lora_linear(
     Returns:
         [tokens, out].
     """
-    if not torch.is_grad_enabled():
-        return _forward(stream, weight, bias, groups)[0]
     pairs = [tensor for group in groups for tensor in (group.update.a, group.update.b)]
     output: Tensor = _LoraLinear.apply(stream, weight, bias, groups, *pairs)  # type: ignore[no-untyped-call]
     return output
+
+
+def add_updates(output: Tensor, stream: Tensor, groups: Sequence[LoraRows]) -> list[Tensor]:
+    """Add each group's update to its rows of `output`, in place.
+
+    Returns:
+        `A x` of each group's rows, [rows, r].
+    """
+    inners: list[Tensor] = []
+    for group in groups:
+        rows = group.rows.take(stream)
+        inner = (rows if group.keep is None else rows * group.keep) @ group.update.a.to(
+            stream.dtype
+        ).t()
+        inners.append(inner)
+        _add_product(output, group, inner, group.update.b.to(stream.dtype).t(), None, group.factor)
+    return inners
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -79,7 +86,8 @@ class _LoraLinear(torch.autograd.Function):
         groups: Sequence[LoraRows],
         *pairs: Tensor,
     ) -> Tensor:
-        output, inner = _forward(stream, weight, bias, groups)
+        output = linear(stream, weight, bias)
+        inner = add_updates(output, stream, groups)
         ctx.save_for_backward(stream, weight, *inner, *pairs)
         ctx.groups = groups
         return output
@@ -103,22 +111,6 @@ class _LoraLinear(torch.autograd.Function):
             if grad_stream is not None:
                 _add_product(grad_stream, group, grad_inner, a.to(grad_inner.dtype), group.keep)
         return grad_stream, None, None, None, *grad_pairs
-
-
-def _forward(
-    stream: Tensor, weight: Tensor, bias: Tensor | None, groups: Sequence[LoraRows]
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the output and, for each group, `A x` of its rows [rows, r]."""
-    output = linear(stream, weight, bias)
-    inners: list[Tensor] = []
-    for group in groups:
-        rows = group.rows.take(stream)
-        inner = (rows if group.keep is None else rows * group.keep) @ group.update.a.to(
-            stream.dtype
-        ).t()
-        inners.append(inner)
-        _add_product(output, group, inner, group.update.b.to(stream.dtype).t(), None, group.factor)
-    return output, inners
 
 
 def _add_product(

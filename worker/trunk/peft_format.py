@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from app.domain.errors import InvalidInput
 from app.domain.job_spec import LoraSpec
 from worker.trunk.depth import block_of
 from worker.trunk.lora import LoraAdapter, LoraPair
+from worker.trunk.tensor_file import read_tensors
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -82,7 +83,7 @@ def load_adapter(directory: Path) -> LoraAdapter:
     """
     spec = _read_spec(directory)
     try:
-        tensors = load_file(directory / WEIGHTS_NAME)
+        tensors = read_tensors(directory / WEIGHTS_NAME)
     except (OSError, SafetensorError) as error:
         raise InvalidInput(f"the adapter has no readable {WEIGHTS_NAME}") from error
     weights: dict[str, LoraPair] = {}

@@ -1,11 +1,13 @@
 """Which rows of a packed batch go through which adapter, worked out once for all layers."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from worker.trunk.adapter_stack import AdapterStack
+from worker.trunk.arrangement import FEW_ROWS, Arrangement
 from worker.trunk.batch import Segment
 
 
@@ -35,40 +37,63 @@ class AdapterRows:
         return stream.index_select(0, self.index)
 
 
+@dataclass(frozen=True, slots=True)
+class StackedRows:
+    """The rows of adapters that are neighbours in a stack, one after another.
+
+    Attributes:
+        layers: their weights, as `AdapterStack.layers` returns them.
+        count: how many they are.
+        start: first row.
+        each: rows of each adapter.
+    """
+
+    layers: Mapping[object, tuple[Tensor, Tensor]]
+    count: int
+    start: int
+    each: int
+
+    def take(self, stream: Tensor) -> Tensor:
+        """Return the rows of `stream` [tokens, width] as [adapters, each, width]; no copy."""
+        rows = stream[self.start : self.start + self.count * self.each]
+        return rows.unsqueeze(1) if self.each == 1 else rows.view(self.count, self.each, -1)
+
+
 @dataclass(slots=True)
 class Routing:
     """The adapter rows of the batch that is being computed.
 
     One object is shared by every LoRA layer of a trunk; `set` renews it for each batch.
+
+    Attributes:
+        rows: of adapters that are computed one by one.
+        stacked: of those that are computed together.
     """
 
     rows: tuple[AdapterRows, ...] = ()
-    num_tokens: int = 0
-    _masks: dict[tuple[tuple[str, int], ...], Tensor] = field(default_factory=dict)
+    stacked: tuple[StackedRows, ...] = ()
 
-    def set(self, segments: Sequence[Segment], num_tokens: int, device: torch.device) -> None:
-        """Take over the segments of the next batch of `num_tokens` rows."""
-        self.rows = route(segments, num_tokens, device)
-        self.num_tokens = num_tokens
-        self._masks.clear()
-
-    def foreign_columns(self, columns: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
-        """Return [tokens, sum of widths] bool: true where a row meets another adapter's column.
+    def set(
+        self,
+        segments: Sequence[Segment],
+        num_tokens: int,
+        device: torch.device,
+        arrangement: Arrangement | None = None,
+    ) -> None:
+        """Take over the segments of the next batch of `num_tokens` rows.
 
         Args:
-            columns: adapters laid side by side, each with its width.
-            device: where the mask is made.
+            arrangement: knows which adapters are stacked; None computes all one by one.
         """
-        if columns not in self._masks:
-            mask = torch.ones(self.num_tokens, sum(w for _, w in columns), dtype=torch.bool)
-            ranges_of = {rows.adapter: rows.ranges for rows in self.rows}
-            first = 0
-            for adapter, width in columns:
-                for start, end in ranges_of[adapter]:
-                    mask[start:end, first : first + width] = False
-                first += width
-            self._masks[columns] = mask.to(device)
-        return self._masks[columns]
+        rows = route(segments, num_tokens, device)
+        if arrangement is None:
+            self.rows, self.stacked = rows, ()
+        else:
+            self.rows, self.stacked = _split(rows, arrangement)
+
+    def restore(self, rows: tuple[AdapterRows, ...]) -> None:
+        """Take over what `rows` were for another batch, all of which were computed one by one."""
+        self.rows, self.stacked = rows, ()
 
 
 def route(
@@ -97,3 +122,48 @@ def route(
 
 def _index(ranges: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     return torch.cat([torch.arange(start, end) for start, end in ranges]).to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbours in a stack: from place `first` on, `count` adapters of `each` rows."""
+
+    stack: AdapterStack
+    first: int
+    count: int
+    start: int
+    each: int
+
+    def is_followed_by(self, stack: AdapterStack, place: int, start: int, each: int) -> bool:
+        return (
+            self.stack is stack
+            and self.first + self.count == place
+            and self.each == each
+            and self.start + self.count * self.each == start
+        )
+
+
+def _split(
+    routed: Sequence[AdapterRows], arrangement: Arrangement
+) -> tuple[tuple[AdapterRows, ...], tuple[StackedRows, ...]]:
+    """Part what is computed one by one from what is stacked; neighbours become one entry."""
+    single: list[AdapterRows] = []
+    runs: list[_Run] = []
+    for rows in routed:
+        start, end = rows.ranges[0]
+        found = arrangement.find(rows.adapter)
+        if found is None or len(rows.ranges) > 1 or end - start > FEW_ROWS:
+            single.append(rows)
+            continue
+        stack, place = found
+        if runs and runs[-1].is_followed_by(stack, place, start, end - start):
+            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+        else:
+            runs.append(_Run(stack, place, 1, start, end - start))
+    stacked = [
+        StackedRows(
+            run.stack.layers(run.first, run.first + run.count), run.count, run.start, run.each
+        )
+        for run in runs
+    ]
+    return tuple(single), tuple(stacked)

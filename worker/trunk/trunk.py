@@ -1,27 +1,27 @@
 """A base model in memory: frozen, computing packed batches, with adapters attached."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.domain.errors import InvalidInput
-from worker.trunk.attention import ATTENTION_NAME, UnsupportedAttention
+from worker.trunk.arrangement import Arrangement, reordered
 from worker.trunk.batch import PackedBatch, Segment, SequenceRows, pack
 from worker.trunk.cache import SequenceCache
-from worker.trunk.device import DeviceProfile
+from worker.trunk.decoder import Decoder
 from worker.trunk.lora import LoraAdapter, LoraPair, LoraSlotsLinear
+from worker.trunk.lora_update import LoraUpdate
+from worker.trunk.products import Products, product
 from worker.trunk.prompt import PromptAdapter
 from worker.trunk.routing import Routing
+
+# `half`: the same numbers in fewer bytes; `int8`: rounded.
+Packing = Literal["half", "int8"]
 
 
 class Trunk:
@@ -31,6 +31,9 @@ class Trunk:
         model: in eval mode, without gradients.
         head_weight: the output embedding, [vocab, hidden].
         directory: where it was loaded from.
+        decoder: computes in the place of transformers' own forward pass where there are no
+            gradients, as `packed_head` does for the head; `worker.trunk.quicker` sets them.
+        packing: what the two compute with, if not with the model's own weights.
     """
 
     def __init__(
@@ -42,9 +45,14 @@ class Trunk:
         head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.head_weight: Tensor = head.weight
         self._routing = Routing()
+        self._arrangement = Arrangement(self.dtype)
+        self.decoder: Decoder | None = None
+        self.packed_head: Products | None = None
+        self.packing: Packing | None = None
         self._noises: dict[str, tuple[float, torch.Generator]] = {}
         self._adapters: dict[str, LoraAdapter] = {}
         self._prompts: dict[str, SequenceCache] = {}
+        self._generators: dict[str, torch.Generator] = {}
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +67,27 @@ class Trunk:
         return int(self.model.config.num_hidden_layers)
 
     @property
+    def routing(self) -> Routing:
+        """Which rows of the pass that is computed go through which adapter."""
+        return self._routing
+
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """What the dropout of attached adapters is drawn from."""
+        return tuple(self._generators.values())
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the attached adapters."""
         return (*self._adapters, *self._prompts)
+
+    @cached_property
+    @torch.no_grad()
+    def cache_bytes_per_token(self) -> int:
+        """Memory of one token of one sequence in a `SequenceCache`; found by computing a token."""
+        cache = SequenceCache(self.num_layers, 1)
+        self._try_out(cache)
+        return cache.bytes_per_token
 
     def new_cache(self, capacity: int = 128, adapter: str | None = None) -> SequenceCache:
         """Return a cache for one sequence, with room for `capacity` tokens at first.
@@ -104,13 +130,20 @@ class Trunk:
             raise ValueError(f"an adapter named {name!r} is attached already")
         self._adapters[name] = adapter
         dropout = adapter.spec.dropout if generator is not None else 0.0
+        if generator is not None and dropout > 0:
+            self._generators[name] = generator
+        updates: dict[object, LoraUpdate] = {}
         try:
             for path, pair in adapter.weights.items():
                 on_device = LoraPair(pair.a.to(self.device), pair.b.to(self.device))
-                self._slots(path).add(name, on_device, adapter.scaling, dropout, generator)
-        except InvalidInput:
+                slots = self._slots(path)
+                slots.add(name, on_device, adapter.scaling, dropout, generator)
+                updates[slots] = slots.update_of(name)
+        except Exception:
+            # Also where the device has no memory left: nothing is kept of half an adapter.
             self.detach(name)
             raise
+        self._arrangement.add(name, updates)
 
     def add_noise(self, name: str, alpha: float, generator: torch.Generator) -> None:
         """Disturb the embeddings of segments of this name while gradients are computed.
@@ -123,7 +156,9 @@ class Trunk:
     def detach(self, name: str) -> None:
         """Forget an adapter; one that is not attached is not an error."""
         self._noises.pop(name, None)
+        self._generators.pop(name, None)
         self._prompts.pop(name, None)
+        self._arrangement.remove(name)
         if self._adapters.pop(name, None) is None:
             return
         for module in self.model.modules():
@@ -135,7 +170,13 @@ class Trunk:
         if self._noises and torch.is_grad_enabled():
             embeddings = self.disturbed_embeddings(batch)
             return self._hidden(batch.segments, batch.position_ids, inputs_embeds=embeddings[None])
-        return self._hidden(batch.segments, batch.position_ids, input_ids=batch.input_ids[None])
+        places = None
+        if not torch.is_grad_enabled():
+            # What the last step looked at may have to make room.
+            self._routing.restore(())
+            batch, places = reordered(batch, self._arrangement.order(batch.segments))
+        rows = self._hidden(batch.segments, batch.position_ids, input_ids=batch.input_ids[None])
+        return rows if places is None else rows.index_select(0, places)
 
     def disturbed_embeddings(self, batch: PackedBatch) -> Tensor:
         """Return [tokens, width], with its noise in every segment that has one."""
@@ -153,13 +194,24 @@ class Trunk:
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Return [rows, vocab] float32 for `hidden_rows` [rows, hidden]."""
-        return torch.nn.functional.linear(hidden_rows, self.head_weight).float()
+        if torch.is_grad_enabled():
+            return torch.nn.functional.linear(hidden_rows, self.head_weight).float()
+        if self.packed_head is not None:
+            return self.packed_head(hidden_rows)
+        return product(hidden_rows, self.head_weight).float()
 
     def _hidden(
         self, segments: Sequence[Segment], position_ids: Tensor, **inputs: Tensor
     ) -> Tensor:
         """Return [tokens, hidden] for `input_ids` [1, tokens] or `inputs_embeds`."""
-        self._routing.set(segments, position_ids.shape[0], self.device)
+        has_gradients = torch.is_grad_enabled()
+        arrangement = None if has_gradients else self._arrangement
+        self._routing.set(segments, position_ids.shape[0], self.device, arrangement)
+        if self.decoder is not None and not has_gradients:
+            embeddings = inputs.get("inputs_embeds")
+            if embeddings is None:
+                embeddings = self.model.get_input_embeddings()(inputs["input_ids"])
+            return self.decoder.hidden(embeddings[0], position_ids, segments)
         output = self.model.base_model(
             **inputs, position_ids=position_ids[None], use_cache=False, segments=segments
         )
@@ -170,6 +222,8 @@ class Trunk:
     def _cache_of(self, prompt: PromptAdapter) -> SequenceCache:
         """Return the keys and values of a prompt."""
         if prompt.past is not None:
+            if len(prompt.past) != self.num_layers:
+                raise ValueError("a prompt has keys and values for every layer")
             cache = SequenceCache(self.num_layers, prompt.past[0][0].shape[2])
             for layer_idx, (keys, values) in enumerate(prompt.past):
                 held = (one.to(self.device, self.dtype) for one in (keys, values))
@@ -185,7 +239,7 @@ class Trunk:
         return cache
 
     def _try_out(self, cache: SequenceCache) -> None:
-        """Compute a token behind a prompt. Raises: RuntimeError, unless their shapes agree."""
+        """Compute a token behind a cache. Raises: RuntimeError, unless their shapes agree."""
         self.hidden(pack([SequenceRows([0], None, cache)], self.device))
 
     def _slots(self, path: str) -> LoraSlotsLinear:
@@ -205,69 +259,3 @@ class Trunk:
         parent, _, name = path.rpartition(".")
         setattr(self.model.get_submodule(parent), name, wrapped)
         return wrapped
-
-
-def load_trunk(directory: Path, profile: DeviceProfile) -> Trunk:
-    """Load a base model from a local directory in Hugging Face's layout.
-
-    Only safetensors are read and no code from the directory is run.
-
-    Raises:
-        InvalidInput: the directory holds no such model, or one that needs its own code, is
-            quantized, or computes something that packed batches cannot express.
-    """
-    _refuse_unsupported(directory)
-    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, **common)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=profile.dtype,
-            attn_implementation=ATTENTION_NAME,
-            use_safetensors=True,
-            **common,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"the base model cannot be loaded: {error}") from error
-    trunk = Trunk(model.to(profile.device).eval().requires_grad_(False), tokenizer, directory)
-    _check_packing(trunk)
-    return trunk
-
-
-def _refuse_unsupported(directory: Path) -> None:
-    for name in ("config.json", "tokenizer_config.json"):
-        try:
-            config = msgspec.json.decode((directory / name).read_bytes())
-        except (OSError, msgspec.DecodeError) as error:
-            raise InvalidInput(f"the base model has no readable {name}") from error
-        if "auto_map" in config:
-            raise InvalidInput("the base model needs code of its own, which is never run")
-        if "quantization_config" in config:
-            raise InvalidInput("the base model is quantized; convert it to plain safetensors")
-    if not (directory / "tokenizer.json").exists():
-        raise InvalidInput("the base model has no tokenizer.json")
-
-
-def _check_packing(trunk: Trunk) -> None:
-    """Compare a packed batch with transformers' own forward pass of one of its sequences.
-
-    It catches whatever this trunk does not know of: layers that look across segments, scaled or
-    soft-capped logits, a bias in the output layer.
-    """
-    ids = [index % trunk.model.config.vocab_size for index in range(3, 11)]
-    try:
-        with torch.no_grad():
-            batch = pack([SequenceRows(ids[:3]), SequenceRows(ids)], trunk.device)
-            packed = trunk.logits(trunk.hidden(batch)[3:])
-            alone = pack([SequenceRows(ids)], trunk.device)
-            expected = (
-                trunk.model(
-                    input_ids=alone.input_ids[None], use_cache=False, segments=alone.segments
-                )
-                .logits[0]
-                .float()
-            )
-    except (UnsupportedAttention, TypeError) as error:
-        raise InvalidInput(f"this kind of base model is not supported: {error}") from error
-    if (packed - expected).norm() > 0.02 * expected.norm():
-        raise InvalidInput("this kind of base model is not supported: it cannot be packed")

@@ -13,6 +13,7 @@ from worker.tuning.full_tuning import FullTuning
 from worker.tuning.peft_config import Surroundings
 from worker.tuning.peft_tuning import PeftTuning
 from worker.tuning.prompts import PeftPrompt
+from worker.tuning.quantized import QuantizedLayers
 from worker.tuning.tuned_trunk import TunedTrunk
 
 _TASK_TYPE = "CAUSAL_LM"
@@ -20,10 +21,15 @@ _TASK_TYPE = "CAUSAL_LM"
 
 @dataclass(frozen=True, slots=True)
 class TunedBase:
-    """A base model of its own and what is trained of it."""
+    """A base model of its own and what is trained of it.
+
+    Attributes:
+        quantized: layers of the base model; None: they are as they were loaded.
+    """
 
     trunk: TunedTrunk
     tuning: Tuning
+    quantized: QuantizedLayers | None
 
 
 def tune_trunk(
@@ -42,6 +48,9 @@ def tune_trunk(
     frozen_layers = spec.hyperparameters.freeze_layers
     tuning: Tuning
     prompt: PeftPrompt | None = None
+    quantized: QuantizedLayers | None = None
+    if spec.hyperparameters.base_quantization is not None:
+        quantized = QuantizedLayers(trunk.model, spec.hyperparameters.base_quantization)
     if spec.adapter.type == FULL:
         # The losses take the output layer as it is, and where input and output share one table
         # so does the input: one such table is then the base model's and the tuned one's.
@@ -54,4 +63,4 @@ def tune_trunk(
         tuning = made
     if start is not None:
         tuning.load_adapter(start)
-    return TunedBase(TunedTrunk(trunk, tuning, prompt), tuning)
+    return TunedBase(TunedTrunk(trunk, tuning, prompt), tuning, quantized)

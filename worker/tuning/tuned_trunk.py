@@ -38,6 +38,7 @@ class TunedTrunk(Trunk):
 
     Attributes:
         generator: source of dropout while gradients are computed; None: no adapter drops anything.
+        dropouts: what drops, switched on and off with each pass.
 
     Args:
         trunk: whose model the tuning has changed; not to be used on its own any more.
@@ -50,7 +51,7 @@ class TunedTrunk(Trunk):
         self._tuning = tuning
         self._prompt = prompt
         self._start: tuple[str, dict[str, Tensor]] | None = None
-        self._dropouts = [one for one in tuning.model.modules() if isinstance(one, nn.Dropout)]
+        self.dropouts = [one for one in tuning.model.modules() if isinstance(one, nn.Dropout)]
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         names = {segment.adapter for segment in batch.segments}
@@ -94,9 +95,9 @@ class TunedTrunk(Trunk):
 
     def _set_dropout(self) -> None:
         is_dropping = torch.is_grad_enabled() and self.generator is not None
-        for dropout in self._dropouts:
+        for dropout in self.dropouts:
             dropout.train(is_dropping)
-        if is_dropping and self._dropouts:
+        if is_dropping and self.dropouts:
             # `peft` draws from torch's own generator: what it draws follows from the run's.
             device = self.generator.device if self.generator is not None else None
             seed = torch.randint(1 << 62, (), generator=self.generator, device=device)

@@ -38,8 +38,8 @@ _FILE = (
 _PURPOSE = (
     "`fine-tune` for a dataset. `adapter` for an adapter that jobs start from: a zip of the "
     "directory that peft saves, with `adapter_config.json` and `adapter_model.safetensors`, and "
-    "for tasks beside text generation the `task.json` of Tunesmith's own adapters. No other "
-    "purpose is supported."
+    "for tasks beside text generation the `task.json` of Tunesmith's own adapters. `batch` for the "
+    "requests of a batch. No other purpose is supported."
 )
 
 _FORM_FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
@@ -58,7 +58,7 @@ async def _only_known_fields(request: Request) -> None:
 @router.post(
     "",
     operation_id="createFile",
-    summary="Upload a dataset or an adapter",
+    summary="Upload a dataset, an adapter or requests",
     response_model=OpenAIFile,
     responses=errors(400, 409, 413, 422, 503),
     dependencies=[Depends(_only_known_fields)],
@@ -84,7 +84,8 @@ def create_file(
     """Check a dataset record by record, or an adapter tensor by tensor, and store it.
 
     What is wrong with it is told here, not later: the first line at fault, the field, and what was
-    expected. All records of a dataset are of one kind, known from the keys of the first.
+    expected. All records of a dataset are of one kind, known from the keys of the first. Requests
+    of a batch are checked when the batch is created.
     """
     files.check_purpose(purpose)
     if (expires_after_anchor is None) != (expires_after_seconds is None):
@@ -190,7 +191,7 @@ def download_file(
     responses=errors(400, 404),
 )
 def delete_file(resources: ResourcesDep, principal: PrincipalDep, file_id: str) -> DeletedFile:
-    """Delete a file that no unfinished job reads."""
+    """Delete a file that no unfinished job or batch reads."""
     with resources.database.write() as connection:
         file = files.remove(connection, principal.project_id, file_id)
         # An upload of the same content is a new file from now on.

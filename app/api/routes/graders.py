@@ -7,9 +7,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
+from app.api.answering import CLIENT_CLOSED_REQUEST
 from app.api.deps import PrincipalDep, ResourcesDep
 from app.api.idempotency import IdempotentGenerationDep
-from app.api.routes.inference import CLIENT_CLOSED_REQUEST
 from app.api.schemas.common import errors
 from app.api.schemas.graders import (
     EXAMPLE_RUN,

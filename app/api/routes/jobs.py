@@ -45,7 +45,7 @@ def create_job(
     body: Annotated[CreateFineTuningJobRequest, Body(examples=[EXAMPLE])],
 ) -> Response:
     """Accept a job. Once this answers, the job ends in a terminal state whatever crashes."""
-    catalogue = resources.catalogue
+    catalogue = resources.described_catalogue
 
     def create(connection: Connection) -> FineTuningJob:
         job = jobs.create(connection, catalogue, principal, body.to_domain())

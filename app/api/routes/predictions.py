@@ -1,15 +1,13 @@
-"""Routes of models beside text generation: predictions of every task, and embeddings."""
+"""Routes of models beside text generation: predictions of every task, embeddings, scores."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response
-from starlette.requests import ClientDisconnect
+from fastapi.responses import Response
 
+from app.api.answering import answer
 from app.api.deps import PrincipalDep, ResourcesDep
 from app.api.idempotency import IdempotentGenerationDep
-from app.api.routes.inference import CLIENT_CLOSED_REQUEST
 from app.api.schemas.common import errors
 from app.api.schemas.predictions import (
     EXAMPLE_EMBEDDING,
@@ -19,12 +17,8 @@ from app.api.schemas.predictions import (
     EmbeddingList,
     Prediction,
 )
-from app.disconnect import unless_disconnected
-from app.domain.errors import InvalidInput
-from app.domain.task_routes import PREDICTIONS
-from app.inference.port import Route
-from app.resources import Resources
-from app.services import ensembles, models
+from app.api.schemas.scores import EXAMPLE_SCORE, CreateScoreRequest, ScoreList
+from app.domain.task_routes import EMBEDDINGS, PREDICTIONS, SCORES
 
 router = APIRouter(prefix="/v1", tags=["Inference"])
 
@@ -48,7 +42,7 @@ async def create_prediction(
     Inputs and predictions have the shapes of Hugging Face's pipelines.
     """
     return await idempotent.generated_once(
-        lambda: _answer(request, resources, principal.project_id, "/v1/predictions", body)
+        lambda: answer(request, resources, principal, PREDICTIONS, body)
     )
 
 
@@ -71,34 +65,29 @@ async def create_embedding(
     Vectors are of length 1. Texts have to be given as such, not as token ids.
     """
     return await idempotent.generated_once(
-        lambda: _answer(request, resources, principal.project_id, "/v1/embeddings", body)
+        lambda: answer(request, resources, principal, EMBEDDINGS, body)
     )
 
 
-async def _answer(
+@router.post(
+    "/score",
+    operation_id="createScore",
+    summary="Score pairs of texts",
+    response_model=ScoreList,
+    responses=errors(400, 404, 409, 422, 429, 503),
+)
+async def create_score(
     request: Request,
-    resources: Resources,
-    project_id: str,
-    route: Route,
-    body: CreatePredictionRequest | CreateEmbeddingRequest,
+    resources: ResourcesDep,
+    principal: PrincipalDep,
+    idempotent: IdempotentGenerationDep,
+    body: Annotated[CreateScoreRequest, Body(examples=[EXAMPLE_SCORE])],
 ) -> Response:
-    ensemble = adapter = None
-    if route == PREDICTIONS:
-        ensemble = await run_in_threadpool(ensembles.locate, resources, project_id, body.model)
-    if ensemble is None:
-        adapter = await run_in_threadpool(models.locate, resources, project_id, body.model, route)
-    try:
-        wire = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    except UnicodeEncodeError:
-        raise
-    except (ValueError, RecursionError):
-        raise InvalidInput("The inputs are nested too deep.", param="inputs") from None
-    engine = resources.engine
-    if ensemble is not None:
-        answer = ensembles.predict(engine, ensemble, wire)
-    else:
-        answer = engine.complete(route, wire, adapter)
-    try:
-        return JSONResponse(await unless_disconnected(request, answer))
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    """Score pairs as vLLM does: by a model that classifies them, or by the cosine of embeddings.
+
+    A model fine-tuned for text classification reads both texts at once; its score is a number that
+    it was trained to give, or the probability of a label.
+    """
+    return await idempotent.generated_once(
+        lambda: answer(request, resources, principal, SCORES, body)
+    )

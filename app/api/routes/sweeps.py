@@ -38,7 +38,7 @@ def create_sweep(
     body: Annotated[CreateFineTuningSweepRequest, Body(examples=[EXAMPLE])],
 ) -> Response:
     """Search the best hyperparameters of a job; each trial is a job like any other."""
-    catalogue = resources.catalogue
+    catalogue = resources.described_catalogue
     request = body.to_domain()
 
     def create(connection: Connection) -> FineTuningSweep:

@@ -1,14 +1,41 @@
 """Bases and shapes that all wire types share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from app.domain.storable import check_storable
 
 
 class Request(BaseModel):
     """A request body: an unknown field is refused by name, never ignored."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PartialRequest(Request):
+    """A request, or a part of one, that lacks fields of OpenAI's; null is as if they were absent.
+
+    Attributes:
+        unsupported: fields that OpenAI's object of this name has, and this one has not.
+    """
+
+    unsupported: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        absent = {name for name in cls.unsupported if name in given and given[name] is None}
+        return {name: value for name, value in given.items() if name not in absent}
 
 
 class Response(BaseModel):
@@ -30,14 +57,8 @@ class ErrorResponse(Response):
     error: ErrorDetail
 
 
-def _without_nul(text: str) -> str:
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("text without NUL characters and lone surrogates")
-    return text
-
-
 # Text that reaches the database, which on Postgres cannot hold a NUL.
-Text = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, AfterValidator(check_storable)]
 
 Metadata = Annotated[
     dict[

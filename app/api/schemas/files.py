@@ -15,7 +15,7 @@ class OpenAIFile(Response):
     created_at: int
     expires_at: int | None
     filename: str
-    purpose: Literal["fine-tune", "fine-tune-results", "adapter"]
+    purpose: Literal["fine-tune", "fine-tune-results", "adapter", "batch", "batch_output", "export"]
     status: Literal["uploaded", "processed", "error"]
     status_details: str | None = None
 

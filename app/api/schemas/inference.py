@@ -3,84 +3,14 @@
 They say what a request may hold; whether the engine at hand can do it, the engine says.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Metadata, Request, Response, Text
-
-
-class TextPart(Request):
-    type: Literal["text"]
-    text: str
-
-
-Content = str | list[TextPart]
-
-
-class FunctionCall(Request):
-    name: str
-    arguments: str
-
-
-class ToolCall(Request):
-    id: str
-    type: Literal["function"]
-    function: FunctionCall
-
-
-class SystemMessage(Request):
-    role: Literal["system"]
-    content: Content
-    name: str | None = None
-
-
-class DeveloperMessage(Request):
-    role: Literal["developer"]
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(Request):
-    role: Literal["user"]
-    content: Content
-    name: str | None = None
-
-
-class AssistantMessage(Request):
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolCall] | None = None
-
-
-class ToolMessage(Request):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-
-
-ChatMessage = Annotated[
-    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage,
-    Field(discriminator="role"),
-]
-
-
-class FunctionDefinition(Request):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Request):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class TextFormat(Request):
-    type: Literal["text"]
+from app.api.schemas.answer_forms import NamedTool, ResponseFormat, Tool
+from app.api.schemas.chat_messages import ChatMessage
+from app.api.schemas.common import Metadata, PartialRequest, Request, Response, Text
+from app.domain.unsupported_fields import CHAT_FIELDS, COMPLETION_FIELDS
 
 
 class StreamOptions(Request):
@@ -88,7 +18,7 @@ class StreamOptions(Request):
     include_obfuscation: bool = False
 
 
-class _Generation(Request):
+class _Generation(PartialRequest):
     """What both endpoints take."""
 
     model: Annotated[Text, Field(min_length=1, description="A base or a fine-tuned model.")]
@@ -108,6 +38,8 @@ class _Generation(Request):
 class CreateChatCompletionRequest(_Generation):
     """A conversation to continue."""
 
+    unsupported = CHAT_FIELDS
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[
@@ -115,10 +47,18 @@ class CreateChatCompletionRequest(_Generation):
     ] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: TextFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool | None,
+        Field(
+            description="Whether functions are called: as the model sees fit, some, or this one."
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None,
+        Field(description="Whether an answer may have several calls: it may, unless false."),
+    ] = None
+    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     metadata: Metadata | None = None
     store: Annotated[Literal[False], WithJsonSchema({"type": "boolean"})] | None = None
@@ -133,6 +73,8 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 class CreateCompletionRequest(_Generation):
     """A text to continue."""
 
+    unsupported = COMPLETION_FIELDS
+
     prompt: (
         str
         | TokenIds
@@ -144,10 +86,17 @@ class CreateCompletionRequest(_Generation):
     echo: bool | None = None
 
 
+class PromptTokensDetails(Response):
+    cached_tokens: Annotated[
+        int, Field(description="Tokens that earlier requests of the project had computed.")
+    ]
+
+
 class Usage(Response):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class TopLogprob(Response):
@@ -168,10 +117,24 @@ class ChoiceLogprobs(Response):
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
+class CalledFunction(Response):
+    name: str
+    arguments: Annotated[str, Field(description="A JSON text.")]
+
+
+class AnsweredCall(Response):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(Response):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: Annotated[
+        list[AnsweredCall] | None, Field(description="There only if functions are called.")
+    ] = None
 
 
 class ChatChoice(Response):
@@ -193,10 +156,25 @@ class ChatCompletion(Response):
     system_fingerprint: str | None
 
 
+class CalledFunctionDelta(Response):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(Response):
+    """A part of a call: its id and name in the first, its arguments piece by piece after it."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
 class AnswerDelta(Response):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(Response):

@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, WithJsonSchema, create_model, model_validator
 
-from app.api.schemas.common import Metadata, Request, Text
+from app.api.schemas.common import Metadata, PartialRequest, Request, Text
 from app.domain.methods import METHODS, Auto, SupervisedHyperparameters
 from app.domain.metrics import METRICS
 from app.domain.peft_kinds import LORA, PEFT_KINDS, AdapterOptions
 from app.domain.tasks import TASKS
+from app.domain.unsupported_fields import JOB_FIELDS
 from app.services.job_checks import JobRequest
 from app.services.jobs import MAX_SEED
 
@@ -109,6 +110,29 @@ class TrainingOptions(Request):
             description="Longer records are cut; the model's context length if absent.",
         ),
     ] = None
+    base_quantization: Annotated[
+        Literal["nf4", "int8"] | None,
+        Field(
+            description="Hold the frozen base model in 4 or 8 bits while the adapter is trained; "
+            "the result is served on the base model as it is."
+        ),
+    ] = None
+    gradient_checkpointing: Annotated[
+        Auto | bool,
+        Field(
+            description="Compute activations again instead of keeping them. `auto`: if memory is "
+            "short."
+        ),
+    ] = "auto"
+    image_size: Annotated[
+        int | None,
+        Field(
+            ge=32,
+            le=1024,
+            description="Pixels a side of the images that the model sees, here and when it is "
+            "served; the base model's own if absent.",
+        ),
+    ] = None
 
 
 class DeployIf(Request):
@@ -185,8 +209,10 @@ def _method_model(name: str) -> type[Request]:
 Method: Any = _union(tuple(map(_method_model, METHODS)), "type")
 
 
-class CreateFineTuningJobRequest(Request):
+class CreateFineTuningJobRequest(PartialRequest):
     """A job to train a model on a file."""
+
+    unsupported = JOB_FIELDS
 
     model: Annotated[Text, Field(description="A base model, or a fine-tuned one to go on from.")]
     training_file: Annotated[Text, Field(description="Id of a file uploaded for `fine-tune`.")]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from app.api.schemas.common import ListObject, Request, Response, Text
+from app.domain.errors import InvalidInput
 
 MAX_INPUTS = 256
 MAX_TEXTS = 2048
@@ -20,6 +21,20 @@ def _one_or_several(inputs: Any) -> Any:
     if inputs is None or (isinstance(inputs, list) and not 0 < len(inputs) <= MAX_INPUTS):
         raise ValueError(f"one input, or a list of 1 to {MAX_INPUTS} inputs")
     return inputs
+
+
+def _at_least_one(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Check what is the same for all tasks that know it; the rest, an engine knows.
+
+    Raises:
+        InvalidInput: unlike a ValueError, it names the part.
+    """
+    top_k = (parameters or {}).get("top_k")
+    if isinstance(top_k, int | float) and top_k < 1:
+        name = "parameters.top_k"
+        message = f"Invalid {name!r}: expected at least 1, found {top_k!r}."
+        raise InvalidInput(message, param=name, code="invalid_value")
+    return parameters
 
 
 class CreatePredictionRequest(Request):
@@ -38,6 +53,7 @@ class CreatePredictionRequest(Request):
     ]
     parameters: Annotated[
         dict[str, Any] | None,
+        AfterValidator(_at_least_one),
         Field(description="What the pipeline of the task takes beside inputs, such as `top_k`."),
     ] = None
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from app.api.errors import explain_validation
 from app.api.schemas.common import Metadata, Request, Text
 from app.api.schemas.job_requests import DEFAULT_METHOD, CreateFineTuningJobRequest, MetricName
+from app.api.wrong_fields import explain_validation
 from app.domain.errors import InvalidInput
 from app.domain.search_spaces import Space
 from app.domain.sweeps import (
@@ -141,7 +141,8 @@ def _check_values(body: dict[str, Any], values: dict[str, Any], path: str | None
     try:
         CreateFineTuningJobRequest.model_validate_json(json.dumps(tried))
     except ValidationError as error:
-        message, field, code = explain_validation(error.errors(), tried)
+        found = [one | {"loc": ("body", *one["loc"])} for one in error.errors()]
+        message, field, code = explain_validation(found, tried, CreateFineTuningJobRequest)
         at_fault = path or next((name for name in values if _is_about(field or "", name)), None)
         param = f"parameters.{at_fault}" if at_fault else "parameters"
         raise InvalidInput(f"{param}: {message}", param=param, code=code) from None

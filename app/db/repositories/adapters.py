@@ -1,12 +1,13 @@
 """Adapters that can be called by name, and the checkpoints of a job that name some of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
 from app.db.clock import now
-from app.db.repositories.pages import Page, fetch_page
+from app.db.repositories.pages import Page, fetch_page, in_parts
 from app.db.tables import adapters, checkpoints
 from app.domain.errors import NotFound
 from app.domain.ids import new_id
@@ -87,6 +88,32 @@ def list_final(connection: Connection, project_id: str) -> list[Adapter]:
         select(adapters)
         .where(adapters.c.project_id == project_id, adapters.c.is_final)
         .order_by(adapters.c.created_at, adapters.c.name)
+    )
+    return [Adapter(**row._mapping) for row in rows]
+
+
+def list_named(connection: Connection, names: Collection[str]) -> list[Adapter]:
+    """Return the adapters of these names, of whatever project."""
+    rows = (
+        row
+        for part in in_parts(names)
+        for row in connection.execute(select(adapters).where(adapters.c.name.in_(part)))
+    )
+    return [Adapter(**row._mapping) for row in rows]
+
+
+def existing(connection: Connection, names: Collection[str]) -> set[str]:
+    """Return those of these names that there are, in whatever project."""
+    return {adapter.name for adapter in list_named(connection, names)}
+
+
+def list_final_since(connection: Connection, moment: float, limit: int) -> list[Adapter]:
+    """Return the newest fine-tuned models of all projects that were made after a moment."""
+    rows = connection.execute(
+        select(adapters)
+        .where(adapters.c.is_final, adapters.c.created_at > moment)
+        .order_by(adapters.c.created_at.desc())
+        .limit(limit)
     )
     return [Adapter(**row._mapping) for row in rows]
 

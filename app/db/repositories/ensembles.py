@@ -1,13 +1,13 @@
 """Ensembles and their members. A member cannot be removed while an ensemble needs it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from app.db.clock import now
-from app.db.repositories.pages import Page, fetch_page
+from app.db.repositories.pages import Page, fetch_page, in_parts
 from app.db.tables import adapters, ensemble_members, ensembles
 from app.domain.ensembles import EnsembleMethod
 from app.domain.errors import NotFound
@@ -88,6 +88,17 @@ def get(connection: Connection, project_id: str, ensemble_id: str) -> Ensemble:
 def find(connection: Connection, project_id: str, model: str) -> Ensemble | None:
     """Return the ensemble that the name of a model stands for."""
     return _find(connection, project_id, ensembles.c.model == model)
+
+
+def existing(connection: Connection, models: Collection[str]) -> set[str]:
+    """Return those of these models that are ensembles, of whatever project."""
+    return {
+        model
+        for part in in_parts(models)
+        for model in connection.scalars(
+            select(ensembles.c.model).where(ensembles.c.model.in_(part))
+        )
+    }
 
 
 def list_all(connection: Connection, project_id: str) -> list[Ensemble]:

@@ -8,7 +8,8 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, insert, or_, s
 
 from app.db.clock import now
 from app.db.repositories.pages import Order, Page, fetch_page
-from app.db.tables import files, jobs, sweeps
+from app.db.tables import batches, files, jobs, sweeps
+from app.domain.batches import LIVE
 from app.domain.errors import NotFound
 from app.domain.job_state import TERMINAL
 from app.domain.sweeps import SweepStatus
@@ -85,6 +86,16 @@ def get(connection: Connection, project_id: str, file_id: str, *, param: str | N
     return File(**row._mapping)
 
 
+def get_kept(connection: Connection, project_id: str, file_id: str) -> File:
+    """Return a file that is kept for what reads it, even past its time. Raises: NotFound."""
+    row = connection.execute(
+        select(files).where(files.c.id == file_id, files.c.project_id == project_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"No such file: {file_id!r}")
+    return File(**row._mapping)
+
+
 def list_page(
     connection: Connection,
     project_id: str,
@@ -110,8 +121,8 @@ def list_page(
 
 
 def is_in_use(connection: Connection, file_id: str) -> bool:
-    """Say whether a job or a sweep that has not ended reads the file."""
-    return bool(connection.scalar(select(_used_by_live_job(file_id))))
+    """Say whether a job, a sweep or a batch that has not ended reads the file."""
+    return bool(connection.scalar(select(_is_used(file_id))))
 
 
 def remove(connection: Connection, project_id: str, file_id: str) -> None:
@@ -124,11 +135,9 @@ def list_known(connection: Connection, file_ids: Sequence[str]) -> set[str]:
 
 
 def list_expired(connection: Connection, limit: int) -> list[File]:
-    """Return files past their time that no live job reads."""
+    """Return files past their time that nothing under way reads."""
     rows = connection.execute(
-        select(files)
-        .where(files.c.expires_at <= now(), ~_used_by_live_job(files.c.id))
-        .limit(limit)
+        select(files).where(files.c.expires_at <= now(), ~_is_used(files.c.id)).limit(limit)
     )
     return [File(**row._mapping) for row in rows]
 
@@ -137,7 +146,7 @@ def _is_live() -> ColumnElement[bool]:
     return or_(files.c.expires_at.is_(None), files.c.expires_at > now())
 
 
-def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
+def _is_used(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
     job = select(jobs.c.id).where(
         jobs.c.status.not_in(sorted(TERMINAL)),
         or_(
@@ -157,4 +166,7 @@ def _used_by_live_job(file_id: str | ColumnElement[str]) -> ColumnElement[bool]:
             sweeps.c.request["start_file"].as_string() == file_id,
         ),
     )
-    return or_(exists(job), exists(sweep))
+    batch = select(batches.c.id).where(
+        batches.c.status.in_(sorted(LIVE)), batches.c.input_file_id == file_id
+    )
+    return or_(exists(job), exists(sweep), exists(batch))

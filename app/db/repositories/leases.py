@@ -7,10 +7,10 @@ finds that its writes touch no row, and is told so by `LeaseLost`.
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Update, func, or_, select, update
+from sqlalchemy import Connection, Update, func, select, update
 
 from app.db.clock import now
-from app.db.repositories import counters, events
+from app.db.repositories import dispatch, events
 from app.db.repositories import jobs as job_rows
 from app.db.repositories.jobs import Job
 from app.db.tables import jobs, projects
@@ -207,10 +207,7 @@ def list_undispatched(
         select(jobs.c.id)
         .where(
             jobs.c.status == JobStatus.QUEUED,
-            or_(
-                jobs.c.dispatched_at.is_(None),
-                jobs.c.dispatched_at <= now() - redispatch_after_seconds,
-            ),
+            dispatch.needs_message(jobs, redispatch_after_seconds),
         )
         .order_by(jobs.c.priority.desc(), jobs.c.created_at)
         .limit(limit)
@@ -219,19 +216,8 @@ def list_undispatched(
 
 
 def mark_dispatched(connection: Connection, job_ids: list[str], *, is_sent: bool = True) -> None:
-    """Note that there is a message for each job.
-
-    Args:
-        is_sent: a message was sent for each; those that had one already are counted. Otherwise
-            enough messages are waiting as it is.
-    """
-    sent = jobs.c.id.in_(job_ids)
-    again = connection.scalar(
-        select(func.count()).select_from(jobs).where(sent, jobs.c.dispatched_at.is_not(None))
-    )
-    connection.execute(update(jobs).where(sent).values(dispatched_at=now()))
-    if again and is_sent:
-        counters.add(connection, "redispatches", again)
+    """Note that there is a message for each job; see `dispatch.mark_dispatched`."""
+    dispatch.mark_dispatched(connection, jobs, job_ids, is_sent=is_sent)
 
 
 def _under_lease(job_id: str, epoch: int) -> Update:

@@ -1,6 +1,6 @@
 """Cursor pages, as OpenAI has them: `after` names the last object of the page before."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -11,6 +11,9 @@ from app.domain.errors import InvalidInput
 T = TypeVar("T")
 
 Order = Literal["asc", "desc"]
+
+# A statement takes a limited number of parameters.
+_NAMES_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +50,10 @@ def fetch_page(
     ordered = query.order_by(*(c.asc() if order == "asc" else c.desc() for c in columns))
     rows = connection.execute(ordered.limit(limit + 1)).all()
     return Page(items=rows[:limit], has_more=len(rows) > limit)
+
+
+def in_parts(names: Collection[str]) -> Iterator[Sequence[str]]:
+    """Yield names in parts that one statement can take."""
+    listed = list(names)
+    for start in range(0, len(listed), _NAMES_AT_ONCE):
+        yield listed[start : start + _NAMES_AT_ONCE]

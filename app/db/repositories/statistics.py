@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, func, literal, select, union_all
 
 from app.db.clock import now
-from app.db.tables import adapters, events, files, jobs
+from app.db.tables import adapters, batch_chunks, events, files, jobs
 from app.domain.job_state import TERMINAL, JobStatus
 
 _Moment = ColumnElement[float]
@@ -99,11 +99,12 @@ def list_known_jobs(connection: Connection, job_ids: Sequence[str]) -> set[str]:
 
 
 def list_content_names(connection: Connection) -> list[ContentName]:
-    """Return every row that promises content: files, callable names, and points to resume from."""
+    """Return every row that promises content: files, callable names, and what to go on from."""
     rows = connection.execute(
         union_all(
             select(files.c.id, files.c.storage_key),
             select(adapters.c.name, adapters.c.storage_prefix),
+            select(batch_chunks.c.batch_id, batch_chunks.c.storage_key),
             select(jobs.c.id + literal(" (to resume from)"), jobs.c.resume_prefix).where(
                 jobs.c.status.not_in(sorted(TERMINAL)), jobs.c.resume_prefix.is_not(None)
             ),

@@ -66,5 +66,7 @@ def in_our_words(error: Exception, example: str) -> str:
     what = text[: where.start()] if where else text
     if "enum value" in what and path.endswith("role"):
         what += "; expected one of " + ", ".join(get_args(Role))
+    if "enum value" in what and path.endswith("weight"):
+        what = what.replace("Invalid enum value", "expected 0 or 1, found")
     what = what[:1].lower() + what[1:].replace("`", "")
     return f"'{path}': {what}" if path else what

@@ -3,7 +3,7 @@
 Files hold images and audio as paths or data URLs; their records hold the bytes.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,7 +16,11 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn of a conversation. `weight` 0 keeps an assistant turn out of the loss."""
+    """One turn of a conversation. `weight` 0 keeps an assistant turn out of the loss.
+
+    Attributes:
+        annotations: like `audio`, what a client writes of an answer that has none.
+    """
 
     role: Role
     content: str | list[TextPart] | None = None
@@ -26,6 +30,8 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     function_call: dict[str, Any] | None = None
     refusal: str | None = None
     weight: Literal[0, 1] | None = None
+    annotations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+    audio: None = None
 
 
 class ChatRecord(msgspec.Struct, forbid_unknown_fields=True):

@@ -4,15 +4,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-
-def _without_nul(text: str) -> str:
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("text without NUL characters and lone surrogates")
-    return text
-
+from app.domain.storable import check_storable
 
 # A grader is kept with its job, in a database that on Postgres cannot hold a NUL.
-Text = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, AfterValidator(check_storable)]
 Template = Annotated[
     Text,
     Field(description="Text with variables: `{{item.answer}}`, `{{sample.output_text}}`."),

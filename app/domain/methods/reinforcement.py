@@ -113,6 +113,14 @@ class ReinforcementMethodSettings(MethodSettings):
                 "another",
                 param="tunesmith.adapter",
             )
+        longest = self.hyperparameters.max_completion_tokens
+        if longest >= circumstances.max_length_tokens:
+            param = f"{where}.hyperparameters.max_completion_tokens"
+            raise InvalidInput(
+                f"{param}: {longest} leaves no room for a prompt in the "
+                f"{circumstances.max_length_tokens} tokens of max_length_tokens",
+                param=param,
+            )
         for name in _FOREIGN_TRAINING:
             if circumstances.training.get(name):
                 raise InvalidInput(

@@ -56,11 +56,13 @@ class Circumstances:
         base_model: id in the operator's catalogue.
         adapter: what is trained of the model.
         training: fields of `tunesmith.training`.
+        max_length_tokens: of a record.
     """
 
     record_kinds: Mapping[str, str]
     base_model: str
     adapter: AdapterSpec
+    max_length_tokens: int
     training: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 
 from app.resources import Resources
+from app.services.inspection.batches import check_batches
 from app.services.inspection.content import check_content, check_orphans
 from app.services.inspection.database import (
     check_database,
@@ -16,7 +17,7 @@ from app.services.inspection.software import check_packages, check_versions
 from app.services.inspection.surroundings import (
     check_base_models,
     check_broker_answers,
-    check_engine,
+    check_engines,
     check_storage,
 )
 
@@ -40,12 +41,13 @@ def inspect(resources: Resources) -> Iterator[Finding]:
     yield from _run("storage", check_storage(resources))
     if has_tables:
         yield from _run("jobs", check_jobs(resources))
+        yield from _run("batches", check_batches(resources))
         yield from _run("content", check_content(resources))
         yield from _run("orphans", check_orphans(resources))
     else:
         yield warn("jobs", "not looked at, nor their content", "See to the database first.")
     yield from _run("base models", check_base_models(resources))
-    yield from _run("engine", check_engine(resources))
+    yield from _run("engine", check_engines(resources))
 
 
 def _run(check: str, findings: Iterator[Finding]) -> Generator[Finding, None, bool]:

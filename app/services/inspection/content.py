@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from sqlalchemy import Connection
 
-from app.db.repositories import files, statistics
+from app.db.repositories import batches, files, statistics
 from app.db.repositories.statistics import ContentName
 from app.domain.errors import NotFound
 from app.resources import Resources
@@ -46,6 +46,7 @@ def check_orphans(resources: Resources) -> Iterator[Finding]:
     orphans = [
         *_orphans(resources, "files", files.list_known),
         *_orphans(resources, "jobs", statistics.list_known_jobs),
+        *_orphans(resources, "batches", batches.list_unended),
     ]
     if not orphans:
         yield ok("orphans", "no content without a row")

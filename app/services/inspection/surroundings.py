@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from app.base_models import find_installed, load_catalogue
-from app.domain.errors import InvalidInput
-from app.inference import open_engine
+from app.domain.errors import InvalidInput, UnknownName
+from app.inference import EngineState, open_engine
 from app.queue import check_broker
 from app.resources import Resources
 from app.services.inspection.findings import Finding, fail, ok, reason_of, size, warn
@@ -102,14 +102,24 @@ def check_base_models(resources: Resources) -> Iterator[Finding]:
     yield ok("base models", f"installed: {', '.join(present)}{later}")
 
 
-def check_engine(resources: Resources) -> Iterator[Finding]:
+def check_engines(resources: Resources) -> Iterator[Finding]:
     """Look whether models can be called."""
-    url = resources.settings.engine_url
-    if asyncio.run(_engine_answers(resources.settings)):
-        yield ok("engine", f"{url} answers")
-    else:
-        advice = "Start it (`tunesmith engine`, or all with `tunesmith up`). Jobs do not need it."
-        yield warn("engine", f"{url} does not answer: no model can be called", advice)
+    try:
+        states = asyncio.run(_engines(resources.settings))
+    except (InvalidInput, UnknownName) as error:
+        yield fail("engine", error.message, "Correct ENGINE_URL or ENGINE_KIND.")
+        return
+    others = "no model can be called"
+    if any(state.is_up for state in states):
+        others = "the others do its work"
+    for state in states:
+        if state.is_up:
+            yield ok("engine", f"{state.url} answers")
+        else:
+            advice = (
+                "Start it (`tunesmith engine`, or all with `tunesmith up`). Jobs do not need it."
+            )
+            yield warn("engine", f"{state.url} does not answer: {others}", advice)
 
 
 def absent_directory(url: str) -> Path | None:
@@ -140,11 +150,11 @@ def _check_room(resources: Resources) -> Finding:
     )
 
 
-async def _engine_answers(settings: Settings) -> bool:
+async def _engines(settings: Settings) -> list[EngineState]:
     # A client belongs to the event loop that it is first used in.
     engine = open_engine(settings)
     try:
-        return await engine.is_ready()
+        return await engine.look()
     finally:
         await engine.close()
 

@@ -1,18 +1,19 @@
 """The numbers that tell whether jobs move on; the metrics and the doctor both look at them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
 
 from sqlalchemy import Connection
 
-from app.db.repositories import counters, locks, statistics
+from app.db.repositories import batches, counters, locks, statistics
 from app.db.repositories.counters import Counter
 from app.db.repositories.statistics import Backlog
 from app.domain.errors import Unavailable
 from app.domain.job_state import JobStatus
+from app.inference import EngineState
 from app.queue import check_broker
 from app.resources import Resources
 from app.services.sweeper import LOCK, LOCK_TTL_SECONDS
@@ -35,6 +36,7 @@ class Progress:
     undispatched: Backlog
     unclaimed: Backlog
     sweep_age_seconds: float | None
+    batches: batches.Backlog
     counters: Mapping[str, int]
 
 
@@ -45,6 +47,7 @@ class VitalSigns:
     progress: Progress | None
     storage_free_bytes: int | None
     is_broker_connected: bool
+    engines: Sequence[EngineState]
 
 
 def vital_signs(resources: Resources) -> VitalSigns:
@@ -55,6 +58,7 @@ def vital_signs(resources: Resources) -> VitalSigns:
         is_broker_connected=_is_broker_connected(
             resources, int(time.monotonic() / BROKER_CACHE_SECONDS)
         ),
+        engines=resources.engine.states(),
     )
 
 
@@ -68,6 +72,7 @@ def read_progress(connection: Connection) -> Progress:
         sweep_age_seconds=(
             None if seconds_left is None else max(0.0, LOCK_TTL_SECONDS - seconds_left)
         ),
+        batches=batches.backlog(connection),
         counters=dict.fromkeys(get_args(Counter), 0) | counters.get_all(connection),
     )
 

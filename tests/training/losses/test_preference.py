@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from app.domain.errors import UnknownName
+from tests.training.losses.trl_losses import dpo_loss, halves, kto_loss, orpo_loss, sides
 from tests.training.losses.trl_trainers import (
     TOLERANCE,
     VOCAB,
     CPOTrainer,
-    DPOTrainer,
-    KTOTrainer,
-    ORPOTrainer,
     Padded,
     TinyModel,
     assert_alike,
@@ -122,28 +120,7 @@ def test_losses_of_the_dpo_trainer(
     policy: TinyModel, reference: TinyModel, loss_type: str, beta: float
 ) -> None:
     batch = pairs()
-    dpo = trainer(
-        DPOTrainer,
-        model=policy,
-        ref_model=reference,
-        beta=beta,
-        label_smoothing=0.0,
-        loss_types=[loss_type],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        ld_alpha=None,
-        precompute_ref_logps=False,
-        use_weighting=False,
-    )
-    expected = dpo._compute_loss(
-        policy,
-        {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "completion_mask": batch.completion_mask,
-        },
-        return_outputs=False,
-    )
+    expected, dpo = dpo_loss(policy, reference, batch, loss_type, beta)
 
     chosen, rejected = answers(policy, reference, batch, is_first_half(batch))
     options = PreferenceOptions(loss_type=loss_type, beta=beta)
@@ -169,24 +146,9 @@ def test_conservative_dpo(policy: TinyModel, reference: TinyModel) -> None:
     torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE)
 
 
-def reference_free_batch(batch: Padded) -> dict[str, Tensor]:
-    """Return a batch as ORPO's and CPO's collator makes it."""
-    half = len(batch.input_ids) // 2
-    return {
-        f"{side}_{name}": tensor[rows]
-        for side, rows in (("chosen", slice(half)), ("rejected", slice(half, None)))
-        for name, tensor in (
-            ("input_ids", batch.input_ids),
-            ("attention_mask", batch.attention_mask),
-            ("labels", batch.labels),
-        )
-    }
-
-
 def test_loss_of_the_orpo_trainer(policy: TinyModel) -> None:
     batch = pairs()
-    orpo = trainer(ORPOTrainer, beta=0.3, padding_value=0)
-    expected, expected_metrics = orpo.get_batch_loss_metrics(policy, reference_free_batch(batch))
+    expected, expected_metrics = orpo_loss(policy, *halves(batch), beta=0.3)
 
     is_chosen = is_first_half(batch)
     chosen, rejected = answers(policy, None, batch, is_chosen)
@@ -216,7 +178,7 @@ def test_simpo_of_the_cpo_trainer(policy: TinyModel, label_smoothing: float) -> 
         pad_token_id=0,
         simpo_gamma=0.7,
     )
-    expected, expected_metrics = cpo.get_batch_loss_metrics(policy, reference_free_batch(batch))
+    expected, expected_metrics = cpo.get_batch_loss_metrics(policy, sides(*halves(batch)))
 
     chosen, rejected = answers(policy, None, batch, is_first_half(batch))
     options = PreferenceOptions(
@@ -239,30 +201,8 @@ def test_loss_of_the_kto_trainer(
     shifted = [given[-1], *given[:-1]]
     mismatched = [(prompt, answer) for (prompt, _), (_, answer) in zip(given, shifted, strict=True)]
     batch, mismatch = pad(given), pad(mismatched)
-    kto = trainer(
-        KTOTrainer,
-        model=model,
-        ref_model=other,
-        beta=0.2,
-        calculate_KL=True,
-        desirable_weight=1.5,
-        undesirable_weight=0.5,
-        loss_type="kto",
-        precompute_ref_logps=False,
-    )
-    expected = kto._compute_loss(
-        model,
-        {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "completion_mask": batch.completion_mask,
-            "KL_input_ids": mismatch.input_ids,
-            "KL_attention_mask": mismatch.attention_mask,
-            "KL_completion_mask": mismatch.completion_mask,
-            "label": torch.tensor(label),
-        },
-        return_outputs=False,
-    )
+    weights = {"beta": 0.2, "desirable_weight": 1.5, "undesirable_weight": 0.5}
+    expected, kto = kto_loss(model, other, batch, mismatch, torch.tensor(label), **weights)
 
     desirable, undesirable = answers(model, other, batch, torch.tensor(label).bool())
     with torch.no_grad():
@@ -270,9 +210,7 @@ def test_loss_of_the_kto_trainer(
             answer_sums(model, mismatch, mismatch.completion_mask),
             answer_sums(other, mismatch, mismatch.completion_mask),
         )
-    options = PreferenceOptions(
-        loss_type="kto", beta=0.2, desirable_weight=1.5, undesirable_weight=0.5
-    )
+    options = PreferenceOptions(loss_type="kto", **weights)
     found = preference_loss(Preferences(desirable, undesirable, kl=kl), options)
 
     assert_alike(found.values.mean(), expected, model)

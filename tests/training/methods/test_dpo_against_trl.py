@@ -17,15 +17,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from app.domain.job_spec import DatasetRef, LoraSpec
 from tests.training.conftest import job_spec, random_adapter
-from tests.training.losses.trl_trainers import (
-    FUSED_OUTPUTS,
-    DPOTrainer,
-    KTOTrainer,
-    ORPOTrainer,
-    Padded,
-    pad,
-    trainer,
-)
+from tests.training.losses.trl_losses import dpo_loss, kto_loss, orpo_loss
+from tests.training.losses.trl_trainers import FUSED_OUTPUTS, Padded, pad
 from tests.training.methods.conftest import (
     FEEDBACK,
     PREFERENCES,
@@ -140,28 +133,8 @@ def test_a_step_of_the_dpo_trainer(
     sequences = encoded_batch(ours)
     batch = padded([one for one in sequences if one.score] + [s for s in sequences if not s.score])
     model = peft_model(tiny_base, policy, tmp_path / "policy")
-    theirs = trainer(
-        DPOTrainer,
-        model=model,
-        ref_model=peft_model(tiny_base, of_start, tmp_path / "start"),
-        beta=0.3,
-        label_smoothing=0.0,
-        loss_types=[loss_type],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        ld_alpha=None,
-        precompute_ref_logps=False,
-        use_weighting=False,
-    )
-    expected = theirs._compute_loss(
-        model,
-        {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "completion_mask": batch.completion_mask,
-        },
-        return_outputs=False,
-    )
+    reference = peft_model(tiny_base, of_start, tmp_path / "start")
+    expected, _ = dpo_loss(model, reference, batch, loss_type, 0.3)
 
     assert len(ours.next_batch(TOKEN_BUDGET)) > 1
     assert_same_step(tiny_trunk, ours, of_start, expected, model)
@@ -176,19 +149,7 @@ def test_a_step_of_the_orpo_trainer(
     chosen = padded([one for one in sequences if one.score])
     rejected = padded([one for one in sequences if not one.score])
     model = peft_model(tiny_base, policy, tmp_path / "policy")
-    theirs = trainer(ORPOTrainer, beta=0.3, padding_value=0)
-    expected, _ = theirs.get_batch_loss_metrics(
-        model,
-        {
-            f"{side}_{name}": tensor
-            for side, batch in (("chosen", chosen), ("rejected", rejected))
-            for name, tensor in (
-                ("input_ids", batch.input_ids),
-                ("attention_mask", batch.attention_mask),
-                ("labels", batch.labels),
-            )
-        },
-    )
+    expected, _ = orpo_loss(model, chosen, rejected, beta=0.3)
 
     assert_same_step(tiny_trunk, ours, None, expected, model)
 
@@ -206,29 +167,15 @@ def test_a_step_of_the_kto_trainer(
     sequences = sorted(encoded_batch(ours), key=lambda one: -one.score)
     batch, mismatch = padded(sequences), padded(mismatched(sequences, 256))
     model = peft_model(tiny_base, policy, tmp_path / "policy")
-    theirs = trainer(
-        KTOTrainer,
-        model=model,
-        ref_model=peft_model(tiny_base, None, tmp_path / "none"),
+    expected, theirs = kto_loss(
+        model,
+        peft_model(tiny_base, None, tmp_path / "none"),
+        batch,
+        mismatch,
+        torch.tensor([one.score > 0 for one in sequences]),
         beta=0.3,
-        calculate_KL=True,
         desirable_weight=1.5,
         undesirable_weight=1.0,
-        loss_type="kto",
-        precompute_ref_logps=False,
-    )
-    expected = theirs._compute_loss(
-        model,
-        {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "completion_mask": batch.completion_mask,
-            "KL_input_ids": mismatch.input_ids,
-            "KL_attention_mask": mismatch.attention_mask,
-            "KL_completion_mask": mismatch.completion_mask,
-            "label": torch.tensor([one.score > 0 for one in sequences]),
-        },
-        return_outputs=False,
     )
     if records is FEEDBACK:
         # Otherwise the test would not see whether the KL is there.

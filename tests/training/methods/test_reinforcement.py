@@ -295,8 +295,11 @@ def test_a_prompt_must_leave_room_for_an_answer(
 
     prepared = attempt.of_type("prepared")[0]
     assert (prepared["records"], prepared["untrainable_lines"]) == (4, (5,))
-    with pytest.raises(TrainingFailed, match=r"no prompt leaves room for an answer \(lines 1\)"):
+    with pytest.raises(
+        TrainingFailed, match=r"no prompt leaves room for an answer \(lines 1\)"
+    ) as ended:
         run(spec_of(storage, [long]))
+    assert str(ended.value.param).endswith("max_completion_tokens")
 
 
 def test_the_best_checkpoint_is_that_of_the_best_reward(

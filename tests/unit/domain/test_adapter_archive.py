@@ -77,6 +77,7 @@ def test_it_is_at_the_top_or_in_one_folder_beside_what_is_not_read(folder: str) 
         "chat_template.jinja": b"{{ messages }}",
         "spiece.model": b"\x80\x02",
         "LICENSE": b"",
+        "SHA256SUMS": b"",
         "notes/old.txt": b"",
     }
     assert summary_of(zipped({**adapter_files(), **more}, folder)).adapter == LORA

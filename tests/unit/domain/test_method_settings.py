@@ -34,6 +34,7 @@ def circumstances(**changes: Any) -> Circumstances:
         "record_kinds": {"training_file": "preference"},
         "base_model": "smollm2-135m-instruct",
         "adapter": AdapterSpec(),
+        "max_length_tokens": 512,
     }
     return Circumstances(**(given | changes))
 
@@ -144,3 +145,13 @@ def test_openais_defaults_are_taken() -> None:
         }
     )
     settings.check(circumstances(), "method.reinforcement")
+
+
+def test_an_answer_must_leave_room_for_a_prompt() -> None:
+    hyperparameters = {"max_completion_tokens": 512}
+    settings = {"grader": GRADER, "hyperparameters": hyperparameters}
+    error = refused("reinforcement", settings, max_length_tokens=512)
+    assert error.param == "method.reinforcement.hyperparameters.max_completion_tokens"
+    assert "512 leaves no room for a prompt" in error.message
+    checked = METHODS["reinforcement"].settings.model_validate(settings)
+    checked.check(circumstances(max_length_tokens=513), "method.reinforcement")

@@ -239,6 +239,17 @@ def test_worse_than_the_median_at_the_same_epoch_is_given_up() -> None:
     assert prunings(search, [*others, running(3, None)]) == []
 
 
+@pytest.mark.parametrize("pruner", ["median", "successive_halving"])
+def test_what_has_run_its_last_epoch_is_kept(pruner: str) -> None:
+    """It costs nothing more, and its value teaches the search."""
+    search = a_search(FINITE, pruner=pruner)
+    others = [succeeded(0, 0.4, 0.3), succeeded(1, 0.3, 0.2), succeeded(2, 0.2, 0.1)]
+    last = running(3, 0.9)
+    for num_epochs, is_pruned in ((None, True), (2, True), (1, False)):
+        trials = [*others, replace(last, num_epochs=num_epochs)]
+        assert bool(prunings(search, trials)) == is_pruned
+
+
 def test_the_median_waits_for_a_quarter_of_the_trials() -> None:
     others = [succeeded(0, 0.5), succeeded(1, 0.5)]
     for max_trials, is_pruned in ((8, True), (12, False)):

@@ -84,6 +84,25 @@ def test_a_wrong_conversation_is_refused_by_field(content: bytes, told: tuple[st
         assert words in message
 
 
+def test_an_answer_is_learnt_as_the_client_dumps_it() -> None:
+    dumped = {
+        "content": "b",
+        "refusal": None,
+        "role": "assistant",
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    (record,) = records_of(chat(USER, dumped))
+    (plain,) = records_of(chat(USER, {"role": "assistant", "content": "b"}))
+
+    assert as_template_messages(record) == as_template_messages(plain)
+    # Nothing that it says is left out.
+    for said in ({"audio": {"id": "a"}}, {"annotations": [{"type": "url_citation"}]}):
+        assert next(iter(said)) in refusal_of(chat(USER, dumped | said)).message
+
+
 def test_a_preference_has_a_conversation_and_two_answers() -> None:
     (record,) = records_of(preference(input={"messages": [USER], "tools": [TOOL]}))
     assert isinstance(record, PreferenceRecord)

@@ -92,7 +92,10 @@ REFUSED: dict[str, tuple[bytes, tuple[str, ...]]] = {
         ("line 1", "last message", "assistant", "'user'", "for reinforcement", "reference_answer"),
     ),
     "last_turn_of_the_user": (chat(ASSISTANT, USER), ("line 1", "last message", "'user'")),
-    "weight_two": (chat(USER, ASSISTANT | {"weight": 2}), ("line 1", "'messages[1].weight'")),
+    "weight_two": (
+        chat(USER, ASSISTANT | {"weight": 2}),
+        ("line 1", "'messages[1].weight': expected 0 or 1, found 2"),
+    ),
     "weight_of_a_user": (chat(USER | {"weight": 1}, ASSISTANT), ("'messages[0].weight'",)),
     "tool_calls_of_a_user": (
         chat(USER | {"tool_calls": [{}]}, ASSISTANT),
