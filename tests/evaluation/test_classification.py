@@ -59,6 +59,32 @@ def test_every_bootstrap_sample_is_computed_as_scikit_learn_would() -> None:
         assert {name: found[name][sample] for name in expected} == pytest.approx(expected)
 
 
+def test_areas_and_correlations_of_samples_are_those_of_scikit_learn() -> None:
+    truths, scores = predictions(12, 3, seed=5)
+    # Ties, and a class that is never predicted.
+    scores = np.round(scores, 1) * [1.0, 1.0, 0.1]
+    scored = classification.score_single_label(LABELS[:3], truths, scores)
+    found = resample(scored, seed=2)
+    draws = np.random.default_rng(2).integers(0, 12, (1_000, 12))
+    areas_seen = set()
+    for sample, area in enumerate(found["roc_auc"]):
+        true, of_class = truths[draws[sample]], scores[draws[sample]]
+        expected = [
+            metrics.roc_auc_score(true == k, of_class[:, k])
+            for k in range(3)
+            if 0 < (true == k).sum() < 12
+        ]
+        assert area == pytest.approx(np.mean(expected))
+        areas_seen.add(len(expected))
+    assert areas_seen == {2, 3}
+    for drawn, correlation in zip(draws[:200], found["mcc"], strict=False):
+        true, predicted = truths[drawn], scores[drawn].argmax(axis=1)
+        assert correlation == pytest.approx(metrics.matthews_corrcoef(true, predicted))
+    # What never changes is correlated with nothing.
+    constant = values(classification.score_single_label(LABELS[:2], [0, 1, 1], np.eye(2)[[0] * 3]))
+    assert constant["mcc"] == 0.0
+
+
 def test_the_report_is_the_one_of_scikit_learns_user_guide() -> None:
     # The example of `classification_report`: class 1 is never found, class 2 twice of three times.
     truths, predicted = [0, 1, 2, 2, 2], [0, 0, 2, 2, 1]
