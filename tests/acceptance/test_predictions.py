@@ -130,7 +130,7 @@ def classifier(stack: Service, user: OpenAI) -> str:
         user,
         content=labelled_texts(),
         model=ENCODER,
-        hyperparameters={"n_epochs": 2, "batch_size": 10, "learning_rate_multiplier": 2},
+        hyperparameters={"n_epochs": 3, "batch_size": 10},
         tunesmith=None,
     )
     ended = wait_until_ended(user, job)
