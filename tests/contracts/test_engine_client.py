@@ -40,7 +40,7 @@ from tests.support.fake_engine import (
     FakeEngine,
     running_fake_engine,
 )
-from tests.support.service import free_port
+from tests.support.ports import free_port
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from app.inference import AdapterFiles, Caller, EngineRouter, open_engine
 from app.settings import load_settings
 from tests.support.factories import BASE_MODEL
 from tests.support.fake_engine import ANSWER, DIE, SLOW, FakeEngine, running_fake_engine, serving
-from tests.support.service import free_port
+from tests.support.ports import free_port
 
 T = TypeVar("T")
 

@@ -36,7 +36,7 @@ from app.services.files import store
 from tests.support.batching import CHAT, as_input, chat_line, lines_of, refuse_lost_and_doubled
 from tests.support.factories import add_project
 from tests.support.fake_engine import REFUSE, SAY, UNHURRIED, FakeEngine, serving
-from tests.support.service import free_port
+from tests.support.ports import free_port
 from tests.support.sweeping import opened
 
 ASKED = [f"line {number}" for number in range(1, 9)]

@@ -36,8 +36,9 @@ from tests.support.factories import (
     store_dataset,
 )
 from tests.support.fake_engine import FakeEngine
+from tests.support.ports import free_port
 from tests.support.servers import Postgres, running_postgres
-from tests.support.service import environment_of, free_port
+from tests.support.service import environment_of
 
 DAY_SECONDS = 86_400
 

@@ -18,7 +18,7 @@ from app.domain.job_state import JobStatus
 from app.resources import Resources
 from app.services.sweeper import Sweeper
 from tests.support.factories import add_project, add_queued_job, add_running_job
-from tests.support.service import free_port
+from tests.support.ports import free_port
 from tests.support.sweeping import queued
 
 COUNTERS = ("redispatches", "fenced_writes", "lease_steals", "repeated_steps")

