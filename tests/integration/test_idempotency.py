@@ -517,28 +517,30 @@ def test_outdating_waits_for_nobody(
 def test_a_stream_takes_no_longer_the_more_was_sent(claims: Claims, keyed: Claim) -> None:
     """What was sent is looked at for its end at each chunk, on the loop that answers everybody."""
     chunk = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"hello"}}]}\n\n'
-    number = 20_000
 
-    async def read() -> float:
-        response = await Idempotent(claims, keyed).generated_once(given)
+    async def seconds_of(claim: Claim, number: int) -> float:
+        async def stream() -> AsyncGenerator[bytes, None]:
+            for _ in range(number):
+                yield chunk
+            yield b"data: [DONE]\n\n"
+
+        async def given() -> EventStreamResponse:
+            return EventStreamResponse(stream())
+
+        response = await Idempotent(claims, claim).generated_once(given)
         assert isinstance(response, EventStreamResponse)
         began = time.process_time()
         async with aclosing(response.events) as events:
             assert sum([1 async for _ in events]) == number + 1
         return time.process_time() - began
 
-    async def given() -> EventStreamResponse:
-        return EventStreamResponse(stream())
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        for _ in range(number):
-            yield chunk
-        yield b"data: [DONE]\n\n"
-
-    assert asyncio.run(read()) < 2
+    few = asyncio.run(seconds_of(again(keyed, key="few"), 4_000))
+    many = asyncio.run(seconds_of(keyed, 40_000))
+    # Ten times as much takes ten times as long; if all were looked at each time, a hundred times.
+    assert many < 40 * few
     stored = claims.begin(again(keyed))
     assert stored is not None
-    assert stored.body == chunk * number + b"data: [DONE]\n\n"
+    assert stored.body == chunk * 40_000 + b"data: [DONE]\n\n"
 
 
 def test_what_is_past_its_time_is_deleted(

@@ -6,23 +6,20 @@ import pytest
 
 from tests.support.service import REPOSITORY
 
-MAX_CPU_SECONDS = 2.0
+MAX_MODULES = 1_500
 
 _IMPORT = """
-import json, resource, sys
+import json, sys
 import {module}
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({{
-    "modules": sorted({{name.partition(".")[0] for name in sys.modules}}),
-    "cpu_seconds": usage.ru_utime + usage.ru_stime,
-}}))
+print(json.dumps(sorted(sys.modules)))
 """
 
 # What only the side of the house with the devices may load.
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers", "numpy"}
 
 
-def imported(module: str) -> dict[str, object]:
+def imported(module: str) -> list[str]:
+    """Return the names of all modules that are loaded once this one is."""
     result = subprocess.run(
         [sys.executable, "-c", _IMPORT.format(module=module)],
         cwd=REPOSITORY,
@@ -30,25 +27,24 @@ def imported(module: str) -> dict[str, object]:
         text=True,
         check=True,
     )
-    loaded: dict[str, object] = json.loads(result.stdout)
+    loaded: list[str] = json.loads(result.stdout)
     return loaded
+
+
+def packages(modules: list[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
 
 
 @pytest.mark.parametrize("module", ["app.main", "app.cli", "worker.__main__", "worker.supervisor"])
 def test_torch_stays_out(module: str) -> None:
-    modules = imported(module)["modules"]
-    assert isinstance(modules, list)
-    assert HEAVY.isdisjoint(modules)
+    assert HEAVY.isdisjoint(packages(imported(module)))
 
 
 def test_what_is_heavy_would_be_seen() -> None:
     """The negative control of the test above."""
-    modules = imported("safetensors.numpy")["modules"]
-    assert isinstance(modules, list)
-    assert {"safetensors", "numpy"} <= set(modules)
+    assert {"safetensors", "numpy"} <= packages(imported("safetensors.numpy"))
 
 
-def test_the_api_is_imported_in_under_two_seconds() -> None:
-    imported("app.main")  # The first run may have to compile.
-    seconds = min(float(str(imported("app.main")["cpu_seconds"])) for _ in range(2))
-    assert seconds < MAX_CPU_SECONDS
+def test_the_api_starts_quickly() -> None:
+    """By what it loads, as seconds differ between machines: these take one or two."""
+    assert len(imported("app.main")) < MAX_MODULES

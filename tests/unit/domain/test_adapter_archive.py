@@ -304,13 +304,13 @@ def outcome_of(content: bytes) -> AdapterSummary | InvalidFile:
     return outcome
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, len(GOOD) - 1), new=st.binary(max_size=12))
 def test_a_changed_zip_is_read_or_refused(place: int, new: bytes) -> None:
     outcome_of(GOOD[:place] + new + GOOD[place + len(new) :])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, 600), new=st.binary(max_size=12))
 def test_a_changed_header_is_read_or_refused(place: int, new: bytes) -> None:
     outcome_of(with_weights(WHOLE[:place] + new + WHOLE[place + len(new) :]))
@@ -339,13 +339,13 @@ FIELDS = st.sampled_from(
 PEFT_TYPES = st.sampled_from(["LORA", "ADALORA", "IA3", "LOKR", "OFT", "VERA", "PREFIX_TUNING"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(changes=st.dictionaries(FIELDS, JSON, max_size=4), peft_type=PEFT_TYPES | JSON)
 def test_any_config_is_read_or_refused(changes: dict[str, Any], peft_type: Any) -> None:
     outcome_of(with_config(**{"peft_type": peft_type, **changes}))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=JSON)
 def test_any_task_file_is_read_or_refused(content: Any) -> None:
     outcome_of(with_files({"task.json": json.dumps(content).encode()}))

@@ -96,7 +96,7 @@ def some_progress(trials: list[Trial], draw: Callable[[Any], Any]) -> list[Trial
     return changed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(search=searches(), happening=st.data())
 def test_whatever_happens_the_limits_hold_and_equal_rows_give_equal_decisions(
     search: Search, happening: st.DataObject
@@ -146,7 +146,7 @@ def assert_within(search: Search, parameters: dict[str, Any]) -> None:
             assert value in [round(0.1 * tenth, 1) for tenth in range(10)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31 - 1),
     max_parallel=st.integers(1, 20),

@@ -196,13 +196,13 @@ def test_a_manifest_without_records_is_no_dataset() -> None:
     st.integers(0, len(GOOD) - 1),
     st.binary(min_size=1, max_size=8),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_zip_is_read_or_refused(content: bytes, position: int, damage: bytes) -> None:
     outcome_of(content[:position] + damage + content[position + len(damage) :])
 
 
 @given(st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=30)), max_size=3), st.binary())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_is_in_a_zip_it_is_read_or_refused(
     files: list[tuple[str, bytes]], manifest: bytes
 ) -> None:

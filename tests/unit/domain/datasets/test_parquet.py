@@ -196,13 +196,13 @@ def test_a_file_without_rows_is_no_dataset() -> None:
 
 
 @given(st.integers(0, len(TEXTS) - 1), st.binary(min_size=1, max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_damaged_file_is_read_or_refused(position: int, damage: bytes) -> None:
     outcome_of(TEXTS[:position] + damage + TEXTS[position + len(damage) :])
 
 
 @given(st.integers(0, len(TEXTS)), st.binary(max_size=100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_file_cut_short_is_refused(length: int, end: bytes) -> None:
     outcome = outcome_of(b"PAR1" + TEXTS[4:length] + end)
     assert isinstance(outcome, InvalidFile) or length == len(TEXTS)

@@ -70,7 +70,7 @@ BEGINNINGS = st.sampled_from(
 
 @given(BEGINNINGS, st.binary(max_size=300), st.sampled_from([b"", b"PAR1", b"PK\5\6" + bytes(18)]))
 @example(b"PAR1", b"\0" * 4, b"PAR1")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_the_bytes_are_they_are_read_or_refused(
     beginning: bytes, middle: bytes, end: bytes
 ) -> None:

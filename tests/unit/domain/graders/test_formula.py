@@ -1,5 +1,4 @@
 import math
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -162,13 +161,11 @@ NEAR = st.lists(PIECES, max_size=40).map("".join)
 @example("0x1for x in a")
 @example("a" * (MAX_CHARACTERS + 1))
 def test_any_text_has_a_finite_value_or_is_refused(text: str) -> None:
-    started = time.perf_counter()
     value = 0.0
     with suppress(InvalidInput):
         value = value_of(text)
     assert isinstance(value, float)
     assert math.isfinite(value)
-    assert time.perf_counter() - started < 1
 
 
 EXPRESSIONS: st.SearchStrategy[Any] = st.recursive(
