@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Where torch comes from, if not from PyPI: https://download.pytorch.org/whl/cpu is the small build
 # for machines without a GPU, …/whl/cu130 the one for a recent NVIDIA driver.
 TORCH_INDEX ?=
+# Of the tests. Each takes up to 8 GB for models, and runs the services that its tests share.
+TEST_PROCESSES ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet -c constraints.txt
 SOURCES := app worker migrations tests bench
@@ -23,7 +25,7 @@ serve: $(VENV)/.demo ## Run the service until Ctrl-C
 	@$(BIN)/tunesmith up
 
 test: $(VENV)/.dev ## Run the tests, with real Postgres and Redis-protocol servers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.dev ## Format, lint, types, import rule, OpenAPI document up to date
 	$(BIN)/ruff format --check $(SOURCES)

@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,7 @@ from app.db.migrations import upgrade
 from app.db.tables import metadata
 from app.storage.local import LocalStorage
 from tests.support.fake_engine import FakeEngine, running_fake_engine
+from tests.support.in_shares import ByDatabase
 from tests.support.servers import Postgres, running_postgres, running_valkey
 from tests.support.service import REPOSITORY, Service, running_service
 
@@ -54,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
     # The order within these stays: pytest has grouped the tests that share a fixture.
     items.sort(key=cost)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByDatabase:
+    return ByDatabase(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")
