@@ -58,6 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     items.sort(key=cost)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByDatabase:
     return ByDatabase(config, log)
 

@@ -67,6 +67,7 @@ def test_areas_and_correlations_of_samples_are_those_of_scikit_learn() -> None:
     found = resample(scored, seed=2)
     draws = np.random.default_rng(2).integers(0, 12, (1_000, 12))
     areas_seen = set()
+    assert len(found["roc_auc"]) == 333  # Three classes take three times as long as one.
     for sample, area in enumerate(found["roc_auc"]):
         true, of_class = truths[draws[sample]], scores[draws[sample]]
         expected = [
@@ -142,6 +143,11 @@ def test_a_diverged_model_has_no_loss_and_no_area() -> None:
     assert evaluation.value("loss") is None
     assert evaluation.value("roc_auc") is None
     assert evaluation.value("accuracy") == 0.5
+    scores[:] = 0.5
+    scores[3, 1] = np.nan
+    # No sample has an area then, not even one without that row.
+    scored = classification.score_single_label(("no", "yes"), [0, 1] * 10, scores)
+    assert np.isnan(resample(scored)["roc_auc"]).all()
 
 
 def test_intervals_hold_the_value_for_every_metric() -> None:
@@ -154,8 +160,8 @@ def test_intervals_hold_the_value_for_every_metric() -> None:
 
 
 def test_the_area_of_many_classes_has_a_value_without_interval() -> None:
-    truths, scores = predictions(60, 21)
-    evaluation = evaluate(classification.score_single_label([*map(str, range(21))], truths, scores))
+    truths, scores = predictions(60, 26)
+    evaluation = evaluate(classification.score_single_label([*map(str, range(26))], truths, scores))
     (area,) = [one for one in evaluation.metrics if one.name == "roc_auc"]
     assert area.value is not None
     assert area.low is area.high is None

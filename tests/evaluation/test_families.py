@@ -244,3 +244,15 @@ def test_scored_pairs_are_compared_by_rank() -> None:
     assert values(retrieval.score_pairs([0, 1, 2, 5], [0.1, 0.2, 0.3, 0.35])) == {
         "spearman": pytest.approx(1.0)
     }
+
+
+def test_a_constant_sample_leaves_the_others_their_correlation() -> None:
+    true = np.array([1.0] * 9 + [2.0])
+    predicted = np.arange(10.0)
+    found = resample(regression.score(true, predicted), seed=4)["spearman"]
+    draws = np.random.default_rng(4).integers(0, 10, (1_000, 10))
+    is_varied = np.array([np.ptp(true[drawn]) > 0 for drawn in draws])
+    assert 0 < is_varied.sum() < 1_000
+    assert np.isnan(found[~is_varied]).all()
+    for drawn, correlation in zip(draws[is_varied][:50], found[is_varied], strict=False):
+        assert correlation == pytest.approx(spearmanr(true[drawn], predicted[drawn])[0])

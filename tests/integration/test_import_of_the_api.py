@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.service import REPOSITORY
 
-MAX_MODULES = 1_500
+MAX_MODULES = 1_230
 
 _IMPORT = """
 import json, sys
@@ -45,6 +45,6 @@ def test_what_is_heavy_would_be_seen() -> None:
     assert {"safetensors", "numpy"} <= packages(imported("safetensors.numpy"))
 
 
-def test_the_api_starts_quickly() -> None:
-    """By what it loads, as seconds differ between machines: these take one or two."""
+def test_the_api_loads_few_modules() -> None:
+    """Most of its start goes into them, and unlike seconds they are the same everywhere."""
     assert len(imported("app.main")) < MAX_MODULES

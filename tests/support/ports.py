@@ -15,8 +15,9 @@ def free_port() -> int:
     is free now may be taken when the server comes to it. Nor the next one that is free: another
     process of the tests would find the same.
     """
-    while True:
+    for _ in range(100):
         port = secrets.choice(_PORTS)
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
+    raise OSError("no port is free")

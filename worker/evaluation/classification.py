@@ -8,6 +8,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import confusion_matrix
 
 from worker.evaluation.measure import (
+    MIN_RESAMPLES,
     NUM_RESAMPLES,
     ClassScores,
     Confusion,
@@ -20,7 +21,7 @@ from worker.evaluation.measure import (
 )
 from worker.evaluation.precision import from_counts
 
-_MAX_CLASSES_FOR_INTERVAL = 20
+_MAX_CLASSES_FOR_INTERVAL = NUM_RESAMPLES // MIN_RESAMPLES
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -47,8 +48,7 @@ def score_single_label(
         rows=len(truth_ids),
         scorers=(
             means(loss=log_losses(truth_ids, scores), accuracy=is_right),
-            _precision_and_recall(is_true, is_predicted),
-            _matthews(is_true, is_predicted),
+            _counted(is_true, is_predicted, one_label=True),
             _ranking(is_true[:, ranked], scores[:, ranked]),
         ),
         per_class=_per_class(labels, is_true, is_predicted),
@@ -78,7 +78,7 @@ def score_multi_label(
                 loss=-np.log(np.maximum(likelihoods, _LEAST_PROBABILITY)).mean(axis=1),
                 accuracy=(is_true == is_predicted).all(axis=1),
             ),
-            _precision_and_recall(is_true, is_predicted),
+            _counted(is_true, is_predicted, one_label=False),
             _ranking(is_true, scores),
         ),
         per_class=_per_class(labels, is_true, is_predicted),
@@ -107,8 +107,14 @@ def _per_class(
     )
 
 
-def _precision_and_recall(is_true: NDArray[np.bool_], is_predicted: NDArray[np.bool_]) -> Scorer:
-    """Return macro, micro and weighted means; a class that is absent from the rows counts not."""
+def _counted(
+    is_true: NDArray[np.bool_], is_predicted: NDArray[np.bool_], one_label: bool
+) -> Scorer:
+    """Return what follows from how often each class was hit, predicted wrongly and missed.
+
+    Macro, micro and weighted means of precision, recall and F1, to which a class that is absent
+    from the rows does not count; with one label a row, Matthews' correlation too.
+    """
     outcomes = np.concatenate(_outcomes(is_true, is_predicted), axis=1).astype(np.float64)
 
     def score(draws: Draws) -> dict[str, Floats]:
@@ -121,6 +127,8 @@ def _precision_and_recall(is_true: NDArray[np.bool_], is_predicted: NDArray[np.b
             found[f"{name}_macro"] = _mean(each, is_there.astype(np.float64))
             found[f"{name}_micro"] = overall
             found[f"{name}_weighted"] = _mean(each, hits + misses)
+        if one_label:
+            found["mcc"] = _matthews(hits.sum(axis=1), hits + misses, hits + false_alarms)
         return found
 
     return Scorer(score)
@@ -137,28 +145,24 @@ def _mean(of_class: Floats, weights: Floats) -> Floats:
     return np.where(totals > 0, sum_of_all / np.maximum(totals, 1), without)
 
 
-def _matthews(is_true: NDArray[np.bool_], is_predicted: NDArray[np.bool_]) -> Scorer:
-    """Return Matthews' correlation of any number of classes, from one label a row.
+def _matthews(right: Floats, true: Floats, predicted: Floats) -> Floats:
+    """Return Matthews' correlation of any number of classes [drawings], from one label a row.
 
     scikit-learn takes one sample of rows a call, milliseconds each; this is the formula of its
     user guide (Gorodkin 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006) on the counts of
     all samples at once. With one class alone there is nothing to be correlated: NaN.
+
+    Args:
+        right: [drawings], rows whose label was predicted.
+        true: [drawings, classes], rows of a label.
+        predicted: [drawings, classes], rows that were taken for it.
     """
-    num_classes = is_true.shape[1]
-    is_right = (is_true & is_predicted).any(axis=1, keepdims=True)
-    columns = np.concatenate([is_true, is_predicted, is_right], axis=1).astype(np.float64)
-
-    def score(draws: Draws) -> dict[str, Floats]:
-        counts = sums(draws, columns)
-        true, predicted = counts[:, :num_classes], counts[:, num_classes:-1]
-        by_chance = (true * predicted).sum(axis=1)
-        all_pairs = float(draws.shape[1]) ** 2
-        shared = counts[:, -1] * draws.shape[1] - by_chance
-        spreads = (all_pairs - (true**2).sum(axis=1)) * (all_pairs - (predicted**2).sum(axis=1))
-        found = np.where(spreads > 0, shared / np.sqrt(np.maximum(spreads, 1)), 0.0)
-        return {"mcc": np.where(by_chance == all_pairs, np.nan, found)}
-
-    return Scorer(score)
+    rows = true.sum(axis=1)
+    by_chance = (true * predicted).sum(axis=1)
+    spreads = (rows**2 - (true**2).sum(axis=1)) * (rows**2 - (predicted**2).sum(axis=1))
+    shared = right * rows - by_chance
+    found = np.where(spreads > 0, shared / np.sqrt(np.maximum(spreads, 1)), 0.0)
+    return np.where(by_chance == rows**2, np.nan, found)
 
 
 def _ranking(is_true: NDArray[np.bool_], scores: Floats) -> Scorer:
@@ -186,7 +190,7 @@ def _ranking(is_true: NDArray[np.bool_], scores: Floats) -> Scorer:
         above = sum_of_ranks - inside * (inside + 1) / 2
         return np.where(inside * outside > 0, above / np.maximum(inside * outside, 1), np.nan)
 
-    # Of many classes it has no interval: that would take longer than all else together.
+    # A sample costs as much as it has classes: of many classes there is time for too few of them.
     if num_classes > _MAX_CLASSES_FOR_INTERVAL:
         return Scorer(score, resamples=1)
     return Scorer(score, NUM_RESAMPLES // num_classes)
